@@ -1,0 +1,67 @@
+# Every command sets up what it needs in .venv. PYTHON=python3.12 make test uses another interpreter.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements/constraints.txt
+NATIVE := $(shell find csrc -type f) setup.py pyproject.toml
+PYTHON_SOURCES := platonic_core platonic python_tests benchmarks examples setup.py
+
+.PHONY: demo test bench gpu-check lint format clean
+
+demo: $(VENV)/.plot
+	$(BIN)/python examples/digits.py --plot demo.png
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/.bench
+	$(BIN)/python -m benchmarks $(ARGS)
+
+lint: $(VENV)/.lint $(VENV)/.test
+	$(BIN)/ruff check $(PYTHON_SOURCES)
+	$(BIN)/ruff format --check $(PYTHON_SOURCES)
+	$(BIN)/mypy
+	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run -Werror
+
+format: $(VENV)/.lint
+	$(BIN)/ruff check --fix $(PYTHON_SOURCES)
+	$(BIN)/ruff format $(PYTHON_SOURCES)
+	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format -i
+
+# On a machine with torch, nvcc and a GPU, but possibly without a package index: uses the interpreter's own packages.
+gpu-check:
+	PLATONIC_CUDA=1 PLATONIC_CUDA_ARCHS="$${PLATONIC_CUDA_ARCHS-$$($(PYTHON) -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())')}" \
+	  $(PYTHON) setup.py -q build_ext --inplace
+	$(PYTHON) -m pytest -q -m "not cpu_only" -k cuda python_tests
+	$(PYTHON) -m benchmarks --device cuda
+
+clean:
+	rm -rf build dist *.egg-info $(VENV) platonic_core/*.so
+
+# The build environment is the virtual environment itself, so that ninja rebuilds only what changed. The package is
+# installed in editable form: Python files are used from here, and the extension is compiled into platonic_core/.
+$(VENV)/.base: requirements/constraints.txt requirements/build.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade pip
+	$(PIP) -r requirements/build.txt
+	touch $@
+
+$(VENV)/.built: $(VENV)/.base $(NATIVE)
+	$(PIP) --no-build-isolation -e .
+	touch $@
+
+$(VENV)/.plot: $(VENV)/.built
+	$(PIP) --no-build-isolation -e '.[plot]'
+	touch $@
+
+$(VENV)/.test: $(VENV)/.built
+	$(PIP) --no-build-isolation -e '.[test]'
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.built
+	$(PIP) --no-build-isolation -e '.[test,bench]'
+	touch $@
+
+$(VENV)/.lint: $(VENV)/.base requirements/lint.txt
+	$(PIP) -r requirements/lint.txt
+	touch $@

@@ -1,0 +1,87 @@
+"""Step 4a of *fit*: centred second moments of [Z | Y], in float64 whatever the dtype of the data.
+
+Everything a layer needs of its m rows is in these few small matrices: the ridge solve, the standard deviations that make
+scales relative, and the principal components.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Moments", "compute_moments"]
+
+_CHUNK = 8192  # rows whose products may be added up in float32 before they go into a float64 sum
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Weighted, centred second moments of a representation Z (m, p) and targets Y (m, k); all float64.
+
+    Attributes
+    ----------
+    zz, zy, yy : Tensor
+        (p, p), (p, k) and (k, k): sums over rows of w (z - mean z)'(z - mean z), and so on.
+    mean_z, mean_y : Tensor
+        (p,), (k,): weighted means.
+    total : float
+        Sum of the weights; m without weights.
+    """
+
+    zz: Tensor
+    zy: Tensor
+    yy: Tensor
+    mean_z: Tensor
+    mean_y: Tensor
+    total: float
+
+    def std_z(self) -> Tensor:
+        """(p,): weighted standard deviation of each column of Z."""
+        return (self.zz.diagonal() / self.total).clamp_min(0).sqrt()
+
+
+def compute_moments(Z: Tensor, Y: Tensor, weights: Tensor | None) -> Moments:
+    """Moments in one pass over row chunks.
+
+    Rows are shifted by the mean of the first chunk before any product, which keeps the products small where a mean is
+    large beside its standard deviation; what remains of the mean is taken out exactly at the end. Products are made in
+    the dtype of `Z` and added up in float64 chunk by chunk, so the relative error of an entry stays near the dtype's
+    rounding unit for any number of rows.
+    """
+    m, p = Z.shape
+    k = Y.shape[1]
+    total = float(m) if weights is None else float(weights.sum())
+    head = slice(0, min(m, _CHUNK))
+    shift_z = _weighted_mean(Z[head], None if weights is None else weights[head]).to(Z.dtype)
+    shift_y = _weighted_mean(Y[head], None if weights is None else weights[head]).to(Y.dtype)
+    zz = torch.zeros(p, p, dtype=torch.float64, device=Z.device)
+    zy = torch.zeros(p, k, dtype=torch.float64, device=Z.device)
+    yy = torch.zeros(k, k, dtype=torch.float64, device=Z.device)
+    sum_z = torch.zeros(p, dtype=torch.float64, device=Z.device)
+    sum_y = torch.zeros(k, dtype=torch.float64, device=Z.device)
+    for start in range(0, m, _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        z, y = Z[rows] - shift_z, Y[rows] - shift_y
+        if weights is None:
+            wz, wy = z, y
+        else:
+            w = weights[rows, None].to(Z.dtype)
+            wz, wy = w * z, w * y
+        zz += wz.T @ z
+        zy += wz.T @ y
+        yy += wy.T @ y
+        sum_z += wz.sum(0, dtype=torch.float64)
+        sum_y += wy.sum(0, dtype=torch.float64)
+    zz -= torch.outer(sum_z, sum_z / total)
+    zy -= torch.outer(sum_z, sum_y / total)
+    yy -= torch.outer(sum_y, sum_y / total)
+    zz = (zz + zz.T) / 2
+    return Moments(zz, zy, yy, shift_z.double() + sum_z / total, shift_y.double() + sum_y / total, total)
+
+
+def _weighted_mean(A: Tensor, weights: Tensor | None) -> Tensor:
+    if weights is None:
+        return A.mean(0, dtype=torch.float64)
+    return (weights @ A.double()) / weights.sum().clamp_min(torch.finfo(torch.float64).tiny)
