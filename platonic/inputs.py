@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn import get_config
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from platonic_core.arrays import Origin, library_of, to_torch
 
-__all__ = ["to_numpy", "validate_features", "validate_targets", "validate_weights"]
+__all__ = ["check_same_library", "to_numpy", "validate_features", "validate_regression_targets", "validate_targets", "validate_weights"]
 
 
 def is_foreign(array: Any) -> bool:
@@ -43,6 +44,23 @@ def validate_features(estimator: BaseEstimator, X: Any, *, reset: bool) -> tuple
         return _floating(tensor), origin
     X = validate_data(estimator, X, reset=reset, dtype=[np.float64, np.float32], ensure_min_samples=1)
     return to_torch(X)
+
+
+def check_same_library(estimator: BaseEstimator, X: Any, method: str) -> None:
+    """Under scikit-learn's array API dispatch, X must be of the library and on the device that the estimator was fitted with.
+
+    Without dispatch any supported library may be used for prediction.
+    """
+    if not get_config()["array_api_dispatch"]:
+        return
+    fitted = estimator.coefs_[0]
+    if library_of(fitted) != library_of(X) or (
+        library_of(X) == "torch" and (not isinstance(X, torch.Tensor) or fitted.device != X.device)
+    ):
+        raise ValueError(
+            f"Inputs passed to {type(estimator).__name__}.{method}() must use the same namespace and the same device as "
+            f"those passed to fit(): it was fitted with {library_of(fitted)} arrays, this is an array of {library_of(X)}."
+        )
 
 
 def _floating(tensor: torch.Tensor) -> torch.Tensor:
@@ -81,19 +99,36 @@ def _check_tensor(estimator: BaseEstimator, tensor: torch.Tensor, reset: bool) -
         )
 
 
-def validate_targets(y: Any, n_samples: int) -> np.ndarray | torch.Tensor:
-    """y as a 1-D or 2-D array with `n_samples` rows: a tensor if it came from an array library, else NumPy."""
+def validate_targets(y: Any, n_samples: int) -> tuple[np.ndarray | torch.Tensor, Origin]:
+    """y as a 1-D or 2-D array with `n_samples` rows (a tensor if it is of an array library, else NumPy), and its origin."""
     if y is None:
         raise ValueError("requires y to be passed, but the target y is None")
     if is_foreign(y):
-        y = to_torch(y)[0]
+        y, origin = to_torch(y)
     else:
-        y = np.asarray(y)
+        y, origin = np.asarray(y), Origin("numpy", torch.device("cpu"))
     if y.ndim not in (1, 2):
         raise ValueError(f"y should be a 1d array or a 2d array of outputs, got an array of shape {tuple(y.shape)} instead.")
     if len(y) != n_samples:
         raise ValueError(f"Found input variables with inconsistent numbers of samples: [{n_samples}, {len(y)}]")
-    return y
+    return y, origin
+
+
+def validate_regression_targets(y: np.ndarray | torch.Tensor) -> torch.Tensor:
+    """Regression targets as a finite float64 tensor (m, k)."""
+    if isinstance(y, np.ndarray):
+        if y.dtype.kind not in "biuf":
+            try:
+                y = y.astype(np.float64)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"Regression needs numeric targets, got y of dtype {y.dtype}: {error}") from None
+        y = to_torch(y)[0]
+    if y.dtype.is_complex:
+        raise ValueError("Complex data not supported")
+    y = y.double()
+    if not torch.isfinite(y).all():
+        raise ValueError("Input y contains NaN." if torch.isnan(y).any() else "Input y contains infinity.")
+    return y[:, None] if y.ndim == 1 else y
 
 
 def validate_weights(sample_weight: Any, X: torch.Tensor) -> torch.Tensor | None:

@@ -38,13 +38,14 @@ class Origin:
         'numpy', 'torch', 'cupy', or the name of another array API namespace.
     device : torch.device
         Where the tensor made from the array lives.
-    namespace : Any
-        The array API namespace of a library other than NumPy and torch, else None.
+    namespace, array_device : Any
+        The array API namespace and device of an array of a library other than NumPy and torch, else None.
     """
 
     library: str
     device: torch.device
     namespace: Any = None
+    array_device: Any = None
 
     def back(self, tensor: torch.Tensor) -> Any:
         """`tensor` in the library and on the device of the origin, without a copy where that is possible."""
@@ -53,7 +54,8 @@ class Origin:
             return tensor
         if self.library == "numpy":
             return tensor.cpu().numpy()
-        return self.namespace.from_dlpack(tensor.contiguous())
+        array = self.namespace.from_dlpack(tensor.contiguous())
+        return array if array.device == self.array_device else array.to_device(self.array_device)
 
     def asarray(self, values: Any) -> Any:
         """NumPy array `values` in the library and on the device of the origin (strings stay in NumPy)."""
@@ -80,7 +82,7 @@ def to_torch(array: Any) -> tuple[torch.Tensor, Origin]:
     if library == "numpy":
         return _numpy_to_torch(np.asarray(array)), Origin("numpy", torch.device("cpu"))
     tensor = _dlpack_to_torch(array)
-    return tensor, Origin(library, tensor.device, array.__array_namespace__())
+    return tensor, Origin(library, tensor.device, array.__array_namespace__(), array.device)
 
 
 def _numpy_to_torch(array: np.ndarray) -> torch.Tensor:

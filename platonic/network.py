@@ -1,0 +1,300 @@
+"""Step 3 of *fit*: walk the layers. Per layer: project, apply, activate, read out, score. Pure functions of tensors.
+
+The representation Z is held once, in the dtype of X. What decides (moments, factorisations, weights) is float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from platonic.activations import Activation
+from platonic.readout import LooRows, Readout, ReadoutOptions, fit_readout
+from platonic.sampling import RowSampler
+from platonic.selection import choose_units
+from platonic.targets import PROJECTIONS, LayerInput, TargetOptions, Weights, draw_candidates, input_scale
+
+__all__ = ["Fit", "FitOptions", "LayerPlan", "LayerRecord", "Network", "fit_network"]
+
+JUDGED_ROWS = 10_000  # most rows on which the candidates of `auto` are judged
+LOO_ROWS = 4096  # most rows on which leave-one-out errors are measured
+POOL = 4  # `auto`: candidates per unit when n_tries is not given ...
+LEAST_POOL = 256  # ... at least so many for a layer ...
+MOST_EXTRA = 1024  # ... and at most so many more than there are units
+SAMPLES_PER_CANDIDATE = 4  # ... and no more than the samples can judge
+SELECTION_L2 = 1e-8  # ridge of the forward selection, on a correlation matrix
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """width : int; activation : Activation; projection : str ('auto' or one of PROJECTIONS)."""
+
+    width: int
+    activation: Activation
+    projection: str
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """The estimators' parameters that the walk needs; `n_tries` None means each projection's own default."""
+
+    target: TargetOptions
+    readout: ReadoutOptions
+    n_tries: int | None
+    ema: float
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """Scores of one hidden layer, measured on the training rows by the layer's own ridge read-out.
+
+    Attributes
+    ----------
+    width : int
+        Units.
+    projection : str
+        What made its weights; for `auto`, 'selected' or 'drawn' says whether forward selection was used.
+    lsd : float
+        Least squares distance: mean over rows of the squared error of the read-out.
+    score : float
+        Training accuracy (classes) or coefficient of determination (regression).
+    l2 : float
+        Penalty of the read-out, given or chosen by leave-one-out.
+    rank : int
+        Directions that the read-out's solver used.
+    jitter : float
+        Added to the unit diagonal of the Gram matrix to make it positive definite; 0 normally.
+    """
+
+    width: int
+    projection: str
+    lsd: float
+    score: float
+    l2: float
+    rank: int
+    jitter: float
+
+
+@dataclass(frozen=True)
+class Network:
+    """A multilayer perceptron: weights[i] (n_i, n_{i+1}), biases[i], one activation per hidden layer."""
+
+    weights: Sequence[Tensor]
+    biases: Sequence[Tensor]
+    activations: Sequence[Activation]
+
+    def representations(self, X: Tensor) -> Iterator[Tensor]:
+        """Hidden representations, one after another. X is not changed."""
+        Z = X
+        for weight, bias, activation in zip(self.weights[:-1], self.biases[:-1], self.activations, strict=True):
+            Z = activation.apply_(torch.addmm(bias, Z, weight))
+            yield Z
+
+    def hidden(self, X: Tensor, layer: int) -> Tensor:
+        """Representation after hidden layer `layer` (0 is the first)."""
+        for i, Z in enumerate(self.representations(X)):
+            if i == layer:
+                return Z
+        raise IndexError(layer)
+
+    def output(self, X: Tensor) -> Tensor:
+        Z = X
+        for Z in self.representations(X):
+            pass
+        return torch.addmm(self.biases[-1], Z, self.weights[-1])
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The network, the hidden layers' records, and what the output layer was fitted to: calibration needs it."""
+
+    network: Network
+    records: list[LayerRecord]
+    readout: Readout
+    representation: Tensor
+    targets: Tensor
+    weights: Tensor | None
+    loo_rows: LooRows
+
+
+class _Rows:
+    """The training rows and what depends on them alone; canonical order is computed when first needed."""
+
+    def __init__(self, X: Tensor, Y: Tensor, group: Tensor | None, weights: Tensor | None, left_out: Tensor | None):
+        self.X, self.Y, self.group, self.weights = X, Y, group, weights
+        self.left_out = torch.ones(len(X), dtype=torch.float64, device=X.device) if left_out is None else left_out
+
+    @cached_property
+    def sampler(self) -> RowSampler:
+        return RowSampler(self.X, self.Y, self.group, self.weights)
+
+    def subset(self, most: int) -> LooRows:
+        """All rows with their weights, or `most` rows at evenly spaced cumulative weights."""
+        device = self.X.device
+        if len(self.X) <= most:
+            weight = torch.ones(len(self.X), dtype=torch.float64, device=device) if self.weights is None else self.weights
+            return LooRows(None, weight, self.left_out)
+        index = self.sampler.spread(most).to(device)
+        return LooRows(index, torch.ones(most, dtype=torch.float64, device=device), self.left_out[index])
+
+    @cached_property
+    def loo(self) -> LooRows:
+        return self.subset(LOO_ROWS)
+
+    @cached_property
+    def judged(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """(index, Y, weights, fold) of the rows on which candidates are judged."""
+        rows = self.subset(JUDGED_ROWS)
+        index = torch.arange(len(self.X), device=self.X.device) if rows.index is None else rows.index
+        fold = self.sampler.fold().to(self.X.device)[index]
+        weights = self.weights if rows.index is None else None
+        return index, self.Y[index], weights, fold
+
+
+Observer = Callable[[int, LayerRecord, Weights, Readout], None]
+
+
+def fit_network(
+    X: Tensor,
+    Y: Tensor,
+    group: Tensor | None,
+    weights: Tensor | None,
+    plans: Sequence[LayerPlan],
+    options: FitOptions,
+    rng: np.random.Generator,
+    observe: Observer | None = None,
+    left_out: Tensor | None = None,
+) -> Fit:
+    """Fit the hidden layers one after another, then the output layer.
+
+    Parameters
+    ----------
+    X, Y : Tensor
+        (m, n) and (m, k), of one dtype and device.
+    group : Tensor or None
+        (m,), int64: classes; None for regression.
+    weights : Tensor or None
+        (m,), float64, positive.
+    observe : callable, optional
+        Called after each hidden layer with its index, record, weights and read-out.
+    left_out : Tensor, optional
+        (m,): the weight that leaving one sample out takes away, at most `weights`; 1 by default.
+    """
+    rows = _Rows(X, Y, group, weights, left_out)
+    Z = X
+    importance = None
+    uses_importance = any(plan.projection == "platonic_pca" for plan in plans)
+    readout: Readout | None = None
+    all_weights: list[Weights] = []
+    records: list[LayerRecord] = []
+    for index, plan in enumerate(plans):
+        layer = LayerInput(
+            Z, Y, weights, importance, lambda: rows.sampler, _readout_maker(Z, rows, options, readout, index == 0),
+            index == 0, options.target,
+        )  # fmt: skip
+        found, Z, readout, how = _fit_layer(layer, plan, rows, options, rng)
+        record = LayerRecord(
+            plan.width, how, readout.lsd, training_score(Y, readout.fitted, group, weights), readout.l2,
+            readout.solution.rank, readout.solution.jitter,
+        )  # fmt: skip
+        all_weights.append(found)
+        records.append(record)
+        if uses_importance:
+            error = (Y - readout.fitted).double().square().sum(1)
+            importance = options.ema * (1.0 if importance is None else importance) + (1 - options.ema) * error
+        if observe is not None:
+            observe(index, record, found, readout)
+    assert readout is not None  # estimators refuse an empty list of layers
+    dtype = X.dtype
+    network = Network(
+        [w.weight.to(dtype) for w in all_weights] + [readout.solution.coef.to(dtype)],
+        [w.bias.to(dtype) for w in all_weights] + [readout.solution.intercept.to(dtype)],
+        [plan.activation for plan in plans],
+    )
+    return Fit(network, records, readout, Z, Y, weights, rows.loo)
+
+
+def _readout_maker(
+    Z: Tensor, rows: _Rows, options: FitOptions, readout: Readout | None, first: bool
+) -> Callable[[], Readout]:
+    """The read-out of a layer's input: the one that scored the layer before, or made on demand for X."""
+
+    def make() -> Readout:
+        if not first:
+            assert readout is not None
+            return readout
+        scale = input_scale(Z, rows.weights)[1] if options.readout.relative else None
+        return fit_readout(Z, rows.Y, rows.weights, options.readout, rows.loo, scale)
+
+    return make
+
+
+def _fit_layer(
+    layer: LayerInput, plan: LayerPlan, rows: _Rows, options: FitOptions, rng: np.random.Generator
+) -> tuple[Weights, Tensor, Readout, str]:
+    """Weights, representation and read-out of one hidden layer, and how they came about."""
+    if plan.projection == "auto":
+        found, how = _select_units(layer, plan, rows, options, rng)
+        return found, *_apply(layer, plan, found, rows, options), how
+    project = PROJECTIONS[plan.projection]
+    best: tuple[Weights, Tensor, Readout] | None = None
+    for _ in range(options.n_tries or 1):
+        found = project(layer, plan.width, rng)
+        Z, readout = _apply(layer, plan, found, rows, options)
+        if best is None or readout.lsd < best[2].lsd:
+            best = found, Z, readout
+    assert best is not None
+    return *best, plan.projection
+
+
+def _apply(
+    layer: LayerInput, plan: LayerPlan, found: Weights, rows: _Rows, options: FitOptions
+) -> tuple[Tensor, Readout]:
+    dtype = layer.Z.dtype
+    Z = plan.activation.apply_(torch.addmm(found.bias.to(dtype), layer.Z, found.weight.to(dtype)))
+    return Z, fit_readout(Z, rows.Y, rows.weights, options.readout, rows.loo)
+
+
+def _select_units(
+    layer: LayerInput, plan: LayerPlan, rows: _Rows, options: FitOptions, rng: np.random.Generator
+) -> tuple[Weights, str]:
+    """The `auto` recipe: a pool of candidates, from which forward selection takes the layer's units."""
+    index, Y, weights, fold = rows.judged
+    width = plan.width
+    tries = POOL if options.n_tries is None else options.n_tries
+    count = width
+    if tries > 1:  # few samples cannot choose among many candidates
+        most = min(width + max(MOST_EXTRA, width // 2), int(layer.total_weight / SAMPLES_PER_CANDIDATE))
+        count = max(width, min(max(tries * width, LEAST_POOL), most))
+    pool = draw_candidates(layer, index, weights, count, rng)
+    if count == width:
+        return pool, "auto (drawn)"
+    dtype = layer.Z.dtype
+    candidates = torch.addmm(pool.bias.to(dtype), layer.Z[index], pool.weight.to(dtype))
+    candidates = plan.activation.apply_(candidates)
+    kept, selected = choose_units(candidates, Y, weights, fold, width, SELECTION_L2)
+    return Weights(pool.weight[:, kept], pool.bias[kept]), "auto (selected)" if selected else "auto (drawn)"
+
+
+def training_score(Y: Tensor, fitted: Tensor, group: Tensor | None, weights: Tensor | None) -> float:
+    """Weighted accuracy, or coefficient of determination averaged over outputs (nan where a target is constant)."""
+    w = torch.ones(len(Y), dtype=torch.float64, device=Y.device) if weights is None else weights
+    if group is not None:
+        predicted = (fitted[:, 0] > 0).long() if fitted.shape[1] == 1 else fitted.argmax(1)
+        return float(w @ (predicted == group).double() / w.sum())
+    residual = w @ (Y - fitted).double().square()
+    spread = w @ (Y.double() - (w @ Y.double()) / w.sum()).square()
+    return float((1 - residual / spread).mean())
+
+
+def with_output_scale(network: Network, scale: Tensor, shift: Tensor) -> Network:
+    """The network whose output is ``output * scale + shift``."""
+    weights, biases = list(network.weights), list(network.biases)
+    weights[-1] = weights[-1] * scale.to(weights[-1].dtype)
+    biases[-1] = biases[-1] * scale.to(biases[-1].dtype) + shift.to(biases[-1].dtype)
+    return replace(network, weights=weights, biases=biases)

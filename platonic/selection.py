@@ -1,0 +1,108 @@
+"""Step 3d of *fit*: which of many candidate units make a layer.
+
+Orthogonal least squares (Chen, Billings and Luo 1989): take, one after another, the candidates that lower the least
+squares distance of the read-out most. It sees only the moments of the candidates. Selection fits noise where there is
+noise to fit, so it is used only where two-fold cross-validation says that it predicts better than the first candidates
+drawn.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from platonic.moments import Moments, compute_moments
+
+__all__ = ["choose_units", "select_forward"]
+
+_STEPS = 400  # at most this many steps: wide layers take several units a step
+_TWO_FOLDS = 4096  # rows up to which the two halves swap roles; more rows make one split reliable enough
+_TEST_L2 = (1e-9, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+_EPS = torch.finfo(torch.float64).eps
+
+
+def select_forward(moments: Moments, count: int, l2: float) -> Tensor:
+    """Indices (count,) of the columns of Z that forward selection takes, in the order in which it takes them.
+
+    A partial Cholesky factorisation of the correlation matrix, pivoted by how much a column lowers the error; `l2` is
+    added to its diagonal. Costs p count^2 operations for p candidates. Constant columns come last.
+    """
+    p = len(moments.zz)
+    spread = moments.zz.diagonal().clamp_min(0)
+    dead = spread <= max(64 * _EPS, 1e-12) * spread.max()
+    inverse = torch.where(dead, 0.0, spread.sqrt().clamp_min(torch.finfo(torch.float64).tiny).reciprocal())
+    gram = moments.zz * inverse[:, None] * inverse
+    cross = moments.zy * inverse[:, None]
+    unexplained = gram.diagonal().clone()
+    rows = gram.new_empty(count, p)
+    free = torch.ones(p, dtype=torch.bool, device=gram.device)
+    taken: list[Tensor] = []
+    block = -(-count // _STEPS)
+    done = 0
+    while done < count:
+        size = min(block, count - done)
+        gain = torch.where(free, cross.square().sum(1) / (unexplained + l2), -1.0)
+        chosen = gain.topk(size).indices
+        free[chosen] = False
+        taken.append(chosen)
+        remainder = gram[chosen] - rows[:done, chosen].T @ rows[:done]
+        corner = remainder[:, chosen]
+        factor = _factor_corner(corner, l2)
+        row = torch.linalg.solve_triangular(factor, remainder, upper=False)
+        cross = cross - row.T @ torch.linalg.solve_triangular(factor, cross[chosen], upper=False)
+        unexplained = (unexplained - row.square().sum(0)).clamp_min(0)
+        rows[done : done + size] = row
+        done += size
+    return torch.cat(taken) if taken else torch.empty(0, dtype=torch.int64, device=gram.device)
+
+
+def _factor_corner(corner: Tensor, l2: float) -> Tensor:
+    shift = l2 + 1e-14
+    eye = torch.eye(len(corner), dtype=corner.dtype, device=corner.device)
+    while True:
+        factor, info = torch.linalg.cholesky_ex(corner + shift * eye)
+        if int(info) == 0:
+            return factor
+        shift *= 10
+
+
+def choose_units(A: Tensor, Y: Tensor, weights: Tensor | None, fold: Tensor, count: int, l2: float) -> tuple[Tensor, bool]:
+    """Which `count` of the candidate columns of A (r, c) to keep, and whether selection was used.
+
+    Parameters
+    ----------
+    fold : Tensor
+        (r,), bool: the two halves of the rows for cross-validation; equal rows are in the same half.
+    """
+    first = torch.arange(min(count, A.shape[1]), device=A.device)
+    if len(first) == A.shape[1] or not bool(fold.any()) or not bool((~fold).any()):
+        return first, False
+    halves = [(A[half], Y[half], None if weights is None else weights[half]) for half in (fold, ~fold)]
+    selected_error = first_error = 0.0
+    for train, test in (halves, halves[::-1])[: 2 if len(A) <= _TWO_FOLDS else 1]:
+        moments = compute_moments(*train)
+        selected_error += _test_error(moments, select_forward(moments, count, l2), test)
+        first_error += _test_error(moments, first, test)
+    if selected_error >= first_error:
+        return first, False
+    return select_forward(compute_moments(A, Y, weights), count, l2), True
+
+
+def _test_error(moments: Moments, columns: Tensor, test: tuple[Tensor, Tensor, Tensor | None]) -> float:
+    """Squared error on `test` of the ridge fitted to `columns`, at the l2 that suits it best."""
+    A, Y, weights = test
+    spread = moments.zz.diagonal()[columns].clamp_min(0)
+    scale = torch.where(spread > 0, spread, 1.0).sqrt()
+    gram = moments.zz[columns][:, columns] / scale[:, None] / scale
+    cross = moments.zy[columns] / scale[:, None]
+    centred = (A[:, columns].double() - moments.mean_z[columns]) / scale
+    target = Y.double() - moments.mean_y
+    best = float("inf")
+    for l2 in _TEST_L2:
+        shifted = gram.clone()
+        shifted.diagonal().add_(l2)
+        factor, info = torch.linalg.cholesky_ex(shifted)
+        if int(info) == 0:
+            square = (target - centred @ torch.cholesky_solve(cross, factor)).square().sum(1)
+            best = min(best, float(square.sum() if weights is None else weights @ square))
+    return best

@@ -1,0 +1,314 @@
+"""Step 3a of *fit*: where the weights of a hidden layer come from.
+
+Every projection is a function ``(LayerInput, width, rng) -> Weights`` in :data:`PROJECTIONS`; a layer's pre-activations
+are Z W + b. Notation: Z (m, n) is the representation the layer sees, Y (m, k) the targets, B (n, k) the ridge read-out
+of Y from Z.
+
+*Equation 7.2.* The target A P with A = alpha [1 Z | beta Y] lies in the span of [1 Z] except for its part in Y, so its
+ridge fit is W = alpha (P_Z + beta B P_Y): only the k right-hand sides in B are ever solved for, and a further P costs
+products. (With l2 > 0 this is the ridge fit that is shrunk towards alpha P_Z instead of towards 0.) The constant column
+belongs to A, as in the thesis's figure 7.3: its row of P is the layer's spread of biases.
+
+*Scaling.* ``absolute`` takes alpha and beta literally. ``relative`` measures the columns of Z in units of their standard
+deviation, gives each of the two terms of equation 7.2 unit standard deviation over the rows, and mixes them with weights
+1 and beta, normalised; alpha is then the standard deviation of a pre-activation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from platonic.pca import sorted_pca_rows
+from platonic.readout import Readout
+from platonic.sampling import RowSampler
+
+__all__ = ["DETERMINISTIC", "PROJECTIONS", "LayerInput", "TargetOptions", "Weights", "draw_candidates"]
+
+BIAS_SCALE = 0.7  # relative scaling: standard deviation of a bias in units of that of the pre-activation
+INPUT_SPREAD = 0.1  # an input column's scale is at least this fraction of its largest deviation from its mean
+BETA_SPREAD = 1.5  # `auto` draws beta log-normally: standard deviation of log beta
+ALPHA_RANGE = 4.0  # `auto` draws alpha log-uniformly between 1/4 and 4 times its value
+LEAST_SIDE = 4  # smallest side of a random rectangle, in pixels
+
+
+@dataclass(frozen=True)
+class TargetOptions:
+    """alpha, beta, relative, image_shape: as the estimators' parameters."""
+
+    alpha: float
+    beta: float
+    relative: bool
+    image_shape: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Weights:
+    """weight (n, width) and bias (width,), float64."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+@dataclass
+class LayerInput:
+    """What a projection may look at. Costly parts are computed when first asked for.
+
+    Attributes
+    ----------
+    Z, Y : Tensor
+        (m, n), (m, k).
+    weights : Tensor or None
+        (m,): sample weights.
+    importance : Tensor or None
+        (m,): the running squared errors d by which weighted Platonic PCA scales the rows of Y.
+    sampler : callable
+        () -> RowSampler of the input rows.
+    make_readout : callable
+        () -> Readout of Y from Z.
+    first : bool
+        Whether Z is the input X.
+    """
+
+    Z: Tensor
+    Y: Tensor
+    weights: Tensor | None
+    importance: Tensor | None
+    sampler: Callable[[], RowSampler]
+    make_readout: Callable[[], Readout]
+    first: bool
+    options: TargetOptions
+
+    @property
+    def total_weight(self) -> float:
+        return float(len(self.Z) if self.weights is None else self.weights.sum())
+
+    @cached_property
+    def readout(self) -> Readout:
+        return self.make_readout()
+
+    @cached_property
+    def location(self) -> tuple[Tensor, Tensor]:
+        """(n,) mean and (n,) scale of the columns of Z."""
+        if not self.first:
+            return self.readout.moments.mean_z, self.readout.scale
+        return input_scale(self.Z, self.weights)
+
+    @cached_property
+    def covariance(self) -> Tensor:
+        """(n, n), float64."""
+        return self.readout.moments.zz / self.readout.moments.total
+
+
+def input_scale(X: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mean and scale of each input column: its standard deviation, but at least a fixed fraction of its largest
+    deviation, so that columns that are nearly always constant are not blown up; 1 for constant columns."""
+    w = torch.ones(len(X), dtype=torch.float64, device=X.device) if weights is None else weights
+    total = w.sum()
+    mean = (w.to(X.dtype) @ X).double() / total
+    mean = mean + (w.to(X.dtype) @ (X - mean.to(X.dtype))).double() / total
+    centred = X - mean.to(X.dtype)
+    std = ((w.to(X.dtype) @ centred.square()).double() / total).sqrt()
+    farthest = centred.abs().amax(0).double()
+    constant = farthest <= 32 * torch.finfo(X.dtype).eps * mean.abs()
+    return mean, torch.where(constant, 1.0, torch.maximum(std, INPUT_SPREAD * farthest))
+
+
+def project_random(layer: LayerInput, width: int, rng: np.random.Generator) -> Weights:
+    """Equation 7.2 with P ~ N(0, 1), drawn as one (1 + n + k, width) block: constant, Z and Y rows."""
+    n, k = layer.Z.shape[1], layer.Y.shape[1]
+    P = torch.from_numpy(rng.standard_normal((1 + n + k, width))).to(layer.Z.device)
+    if layer.options.relative:
+        ones = torch.ones(width, dtype=torch.float64, device=P.device)
+        return mix_relative(layer, P[1 : 1 + n], P[1 + n :], BIAS_SCALE * P[0], ones, layer.options.beta * ones)
+    return combine_absolute(layer, P[0], P[1 : 1 + n], P[1 + n :])
+
+
+def combine_absolute(layer: LayerInput, p_one: Tensor, p_z: Tensor, p_y: Tensor) -> Weights:
+    """alpha (P_Z + beta B P_Y), and the intercept of the target: alpha (p_1 + beta (mean y - mean z B) P_Y)."""
+    alpha, beta, solution = layer.options.alpha, layer.options.beta, layer.readout.solution
+    weight = alpha * (p_z + beta * (solution.coef @ p_y))
+    bias = alpha * (p_one + beta * (solution.intercept @ p_y))
+    return Weights(weight, bias)
+
+
+def mix_relative(layer: LayerInput, p_z: Tensor, p_y: Tensor, bias: Tensor, alpha: Tensor, beta: Tensor) -> Weights:
+    """Both terms of equation 7.2 at unit output standard deviation, mixed by `beta`, scaled by `alpha` (per unit).
+
+    `bias` is in units of the pre-activation's standard deviation, around a centred pre-activation.
+    """
+    mean, scale = layer.location
+    random = _unit_output(p_z / scale[:, None], layer.covariance)
+    target = _unit_output(layer.readout.solution.coef @ p_y, layer.covariance)
+    total = layer.options.alpha * alpha / (1 + beta.square()).sqrt()
+    weight = (random + beta * target) * total
+    return Weights(weight, layer.options.alpha * alpha * bias - mean @ weight)
+
+
+def _unit_output(weight: Tensor, covariance: Tensor) -> Tensor:
+    """Columns of `weight` scaled to unit standard deviation of Z w; those that do not vary become 0."""
+    variance = (weight * (covariance @ weight)).sum(0)
+    noise = torch.finfo(torch.float64).eps * (weight.square() * covariance.diagonal()[:, None]).sum(0)
+    return torch.where(variance > noise, weight / variance.clamp_min(torch.finfo(torch.float64).tiny).sqrt(), 0.0)
+
+
+def project_platonic_pca(layer: LayerInput, width: int, rng: np.random.Generator) -> Weights:
+    """P = leading principal components of A = [Z | beta d Y] (d: the importance of each row), then equation 7.2.
+
+    d is used only to find P, as in the thesis. A has n + k columns, so there are no more components than that.
+    """
+    n, k = layer.Z.shape[1], layer.Y.shape[1]
+    if width > n + k:
+        raise ValueError(
+            f"platonic_pca: a layer of width {width} was asked for, but [Z | Y] has only {n} + {k} principal components. "
+            "Use a narrower layer, or another projection for this one."
+        )
+    options, moments, total = layer.options, layer.readout.moments, layer.readout.moments.total
+    relative = options.relative
+    z_scale = layer.location[1] if relative else torch.ones(n, dtype=torch.float64, device=layer.Z.device)
+    zy, yy = _important_moments(layer)
+    y_variance = float(yy.diagonal().sum()) / total / k if relative else 1.0
+    beta = options.beta / math.sqrt(y_variance) if y_variance > 0 else options.beta
+    zz = moments.zz / z_scale[:, None] / z_scale
+    zy = beta * zy / z_scale[:, None]
+    joint = torch.cat([torch.cat([zz, zy], 1), torch.cat([zy.T, beta**2 * yy], 1)])
+    P = torch.linalg.eigh(joint)[1].flip(1)[:, :width]
+    P = P * torch.sign(torch.gather(P, 0, P.abs().argmax(0, keepdim=True)))
+    if not relative:
+        return combine_absolute(layer, torch.zeros(width, dtype=torch.float64, device=P.device), P[:n], P[n:])
+    mean = layer.location[0]
+    weight = P[:n] / z_scale[:, None] + beta * (layer.readout.solution.coef @ P[n:])
+    weight = options.alpha * _unit_output(weight, layer.covariance)
+    return Weights(weight, -(mean @ weight))
+
+
+def _important_moments(layer: LayerInput) -> tuple[Tensor, Tensor]:
+    """Centred sums of Z'(dY) and (dY)'(dY)."""
+    moments = layer.readout.moments
+    if layer.importance is None:
+        return moments.zy, moments.yy
+    d_y = layer.importance[:, None] * layer.Y.double()
+    w = 1.0 if layer.weights is None else layer.weights[:, None]
+    mean = (w * d_y).sum(0) / moments.total
+    centred = d_y - mean
+    weighted = w * centred
+    zy = (layer.Z.T @ weighted.to(layer.Z.dtype)).double() - torch.outer(moments.mean_z, weighted.sum(0))
+    return zy, centred.T @ weighted
+
+
+def project_sorted_pca(layer: LayerInput, width: int, rng: np.random.Generator) -> Weights:
+    """Samples at evenly spaced ranks along the first principal component, less the mean, as weight vectors (7.8.2).
+
+    Pre-activations are inner products of centred samples, so their mean is 0 and the ReLU clips.
+    """
+    mean, scale = layer.location
+    if not layer.options.relative:
+        scale = torch.ones_like(scale)
+    rows = sorted_pca_rows(layer.Z, width, layer.weights)
+    weight = ((layer.Z[rows].double() - mean) / scale.square()).T
+    weight = layer.options.alpha * (_unit_by_rows(layer.Z, layer.weights, weight) if layer.options.relative else weight)
+    return Weights(weight, -(mean @ weight))
+
+
+def project_pairs(layer: LayerInput, width: int, rng: np.random.Generator) -> Weights:
+    """Differences of random pairs of rows of different classes, bias at the midpoint (relative: unit output std)."""
+    weight, first, second = draw_pair_weights(layer, width, rng)
+    middle = ((layer.Z[first].double() + layer.Z[second].double()) / 2 * weight.T).sum(1)
+    if layer.options.relative:
+        scaled = _unit_by_rows(layer.Z, layer.weights, weight)
+        middle = (middle * (scaled.abs().amax(0) / weight.abs().amax(0).clamp_min(torch.finfo(torch.float64).tiny)))
+        weight = scaled
+    return Weights(layer.options.alpha * weight, -layer.options.alpha * middle)
+
+
+def draw_pair_weights(layer: LayerInput, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """(n, count) differences of pairs, in a random rectangle each with `image_shape`; and the rows they came from."""
+    first, second = (index.to(layer.Z.device) for index in layer.sampler().draw_pairs(rng.random((2, count))))
+    weight = (layer.Z[first].double() - layer.Z[second].double()).T
+    if layer.options.relative:
+        weight = weight / layer.location[1].square()[:, None]
+    if layer.options.image_shape is not None:
+        weight = weight * draw_rectangles(layer.options.image_shape, count, rng).to(layer.Z.device).T
+    return weight, first, second
+
+
+def draw_rectangles(image_shape: tuple[int, ...], count: int, rng: np.random.Generator) -> Tensor:
+    """(count, H W [C]) masks of 0 and 1: side lengths uniform between 4 (or the whole side) and the side, then a place."""
+    uniforms = rng.random((2, 2, count))
+    inside = []
+    for side, (length_u, place_u) in zip(image_shape[:2], uniforms, strict=True):
+        least = min(LEAST_SIDE, side)
+        length = least + np.floor(length_u * (side - least + 1))
+        start = np.floor(place_u * (side - length + 1))
+        at = np.arange(side)
+        inside.append((at >= start[:, None]) & (at < (start + length)[:, None]))
+    mask = inside[0][:, :, None] & inside[1][:, None, :]
+    if len(image_shape) == 3:
+        mask = np.repeat(mask[..., None], image_shape[2], axis=-1)
+    return torch.from_numpy(mask.reshape(count, -1).astype(np.float64))
+
+
+def _unit_by_rows(Z: Tensor, row_weights: Tensor | None, weight: Tensor) -> Tensor:
+    """As :func:`_unit_output`, from the rows: for a first layer, whose covariance nothing else needs."""
+    H = Z @ weight.to(Z.dtype)
+    w = torch.ones(len(Z), dtype=Z.dtype, device=Z.device) if row_weights is None else row_weights.to(Z.dtype)
+    H -= (w @ H) / w.sum()
+    std = ((w @ H.square_()) / w.sum()).double().sqrt()
+    return torch.where(std > 1e-9 * std.max(), weight / std.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
+
+
+def project_elm(layer: LayerInput, width: int, rng: np.random.Generator) -> Weights:
+    """Random weights and biases N(0, 1), which see neither Z nor Y: the Extreme Learning Machine."""
+    P = torch.from_numpy(rng.standard_normal((1 + layer.Z.shape[1], width))).to(layer.Z.device)
+    alpha = layer.options.alpha
+    if not layer.options.relative:
+        return Weights(alpha * P[1:], alpha * P[0])
+    mean, scale = layer.location
+    weight = alpha * P[1:] / scale[:, None] / math.sqrt(max(1, layer.Z.shape[1]))
+    return Weights(weight, alpha * BIAS_SCALE * P[0] - mean @ weight)
+
+
+PROJECTIONS: dict[str, Callable[[LayerInput, int, np.random.Generator], Weights]] = {
+    "random": project_random,
+    "platonic_pca": project_platonic_pca,
+    "sorted_pca": project_sorted_pca,
+    "pairs": project_pairs,
+    "elm": project_elm,
+}
+DETERMINISTIC = frozenset({"platonic_pca", "sorted_pca"})
+FIRST_LAYER_ONLY = frozenset({"pairs", "sorted_pca"})
+
+
+def draw_candidates(
+    layer: LayerInput, rows: Tensor, row_weights: Tensor | None, count: int, rng: np.random.Generator
+) -> Weights:
+    """`count` candidate units of the `auto` recipe.
+
+    First layer: differences of pairs; later layers: equation 7.2 with beta drawn per unit. Every unit has unit output
+    standard deviation (first layer: on the rows `rows` (r,), of weights `row_weights`) times an alpha drawn per unit, and
+    its zero at the projection of a random row, so that zeros lie where the data lie.
+    """
+    options = layer.options
+    if layer.first:
+        weight = draw_pair_weights(layer, count, rng)[0]
+        alpha = _draw_alpha(rng, count, layer.Z.device)
+        weight = _unit_by_rows(layer.Z[rows], row_weights, weight) * (options.alpha * alpha)
+    else:
+        n, k = layer.Z.shape[1], layer.Y.shape[1]
+        P = torch.from_numpy(rng.standard_normal((n + k, count))).to(layer.Z.device)
+        beta = options.beta * torch.from_numpy(np.exp(BETA_SPREAD * rng.standard_normal(count))).to(layer.Z.device)
+        alpha = _draw_alpha(rng, count, layer.Z.device)
+        weight = mix_relative(layer, P[:n], P[n:], torch.zeros_like(beta), alpha, beta).weight
+    zeros = layer.sampler().draw(rng.random(count)).to(layer.Z.device)
+    return Weights(weight, -(layer.Z[zeros].double() * weight.T).sum(1))
+
+
+def _draw_alpha(rng: np.random.Generator, count: int, device: torch.device) -> Tensor:
+    exponent = 2 * rng.random(count) - 1
+    return torch.from_numpy(ALPHA_RANGE**exponent).to(device)
