@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Moments", "compute_moments"]
+__all__ = ["Moments", "compute_moments", "merge_moments"]
 
 _CHUNK = 8192  # rows whose products may be added up in float32 before they go into a float64 sum
 
@@ -79,6 +79,21 @@ def compute_moments(Z: Tensor, Y: Tensor, weights: Tensor | None) -> Moments:
     yy -= torch.outer(sum_y, sum_y / total)
     zz = (zz + zz.T) / 2
     return Moments(zz, zy, yy, shift_z.double() + sum_z / total, shift_y.double() + sum_y / total, total)
+
+
+def merge_moments(a: Moments, b: Moments) -> Moments:
+    """Moments of the rows of `a` and `b` together (Chan, Golub and LeVeque 1983)."""
+    total = a.total + b.total
+    factor = a.total * b.total / total
+    dz, dy = b.mean_z - a.mean_z, b.mean_y - a.mean_y
+    return Moments(
+        a.zz + b.zz + factor * torch.outer(dz, dz),
+        a.zy + b.zy + factor * torch.outer(dz, dy),
+        a.yy + b.yy + factor * torch.outer(dy, dy),
+        a.mean_z + (b.total / total) * dz,
+        a.mean_y + (b.total / total) * dy,
+        total,
+    )
 
 
 def _weighted_mean(A: Tensor, weights: Tensor | None) -> Tensor:

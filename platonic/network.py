@@ -147,13 +147,13 @@ class _Rows:
         return self.subset(LOO_ROWS)
 
     @cached_property
-    def judged(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        """(index, Y, weights, fold) of the rows on which candidates are judged."""
-        rows = self.subset(JUDGED_ROWS)
-        index = torch.arange(len(self.X), device=self.X.device) if rows.index is None else rows.index
-        fold = self.sampler.fold().to(self.X.device)[index]
-        weights = self.weights if rows.index is None else None
-        return index, self.Y[index], weights, fold
+    def judged(self) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor]:
+        """(index, Y, weights, fold) of the rows on which candidates are judged; index None means all."""
+        index = self.subset(JUDGED_ROWS).index
+        fold = self.sampler.fold().to(self.X.device)
+        if index is None:
+            return None, self.Y, self.weights, fold
+        return index, self.Y[index], None, fold[index]
 
 
 Observer = Callable[[int, LayerRecord, Weights, Readout], None]
@@ -271,13 +271,10 @@ def _select_units(
     if tries > 1:  # few samples cannot choose among many candidates
         most = min(width + max(MOST_EXTRA, width // 2), int(layer.total_weight / SAMPLES_PER_CANDIDATE))
         count = max(width, min(max(tries * width, LEAST_POOL), most))
-    pool = draw_candidates(layer, index, weights, count, rng)
+    pool, candidates = draw_candidates(layer, index, weights, count, rng)
     if count == width:
         return pool, "auto (drawn)"
-    dtype = layer.Z.dtype
-    candidates = torch.addmm(pool.bias.to(dtype), layer.Z[index], pool.weight.to(dtype))
-    candidates = plan.activation.apply_(candidates)
-    kept, selected = choose_units(candidates, Y, weights, fold, width, SELECTION_L2)
+    kept, selected = choose_units(plan.activation.apply_(candidates), Y, weights, fold, width, SELECTION_L2)
     return Weights(pool.weight[:, kept], pool.bias[kept]), "auto (selected)" if selected else "auto (drawn)"
 
 

@@ -19,7 +19,7 @@ __all__ = ["LooRows", "Readout", "ReadoutOptions", "fit_readout"]
 _LEAST_FREEDOM = 1e-3  # smallest mean of 1 - leverage at which a leave-one-out error is believed
 _SCALE_FLOOR = 0.01
 _DECADES = [10.0**e for e in range(-13, 2)]
-_EXACT_WORK = 2**30  # m p min(m, p) up to which leave-one-out errors come from a decomposition of the rows
+_EXACT_WORK = 2**27  # m p min(m, p) up to which leave-one-out errors come from a decomposition of the rows
 _GRAM_FLOOR = {torch.float64: 1e-10, torch.float32: 1e-6}  # smallest l2 tried on a Gram matrix made in this dtype
 
 

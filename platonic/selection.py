@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from platonic.moments import Moments, compute_moments
+from platonic.moments import Moments, compute_moments, merge_moments
 
 __all__ = ["choose_units", "select_forward"]
 
@@ -78,14 +78,14 @@ def choose_units(A: Tensor, Y: Tensor, weights: Tensor | None, fold: Tensor, cou
     if len(first) == A.shape[1] or not bool(fold.any()) or not bool((~fold).any()):
         return first, False
     halves = [(A[half], Y[half], None if weights is None else weights[half]) for half in (fold, ~fold)]
+    moments = [compute_moments(*half) for half in halves]
     selected_error = first_error = 0.0
-    for train, test in (halves, halves[::-1])[: 2 if len(A) <= _TWO_FOLDS else 1]:
-        moments = compute_moments(*train)
-        selected_error += _test_error(moments, select_forward(moments, count, l2), test)
-        first_error += _test_error(moments, first, test)
+    for train, test in ((0, 1), (1, 0))[: 2 if len(A) <= _TWO_FOLDS else 1]:
+        selected_error += _test_error(moments[train], select_forward(moments[train], count, l2), halves[test])
+        first_error += _test_error(moments[train], first, halves[test])
     if selected_error >= first_error:
         return first, False
-    return select_forward(compute_moments(A, Y, weights), count, l2), True
+    return select_forward(merge_moments(*moments), count, l2), True
 
 
 def _test_error(moments: Moments, columns: Tensor, test: tuple[Tensor, Tensor, Tensor | None]) -> float:

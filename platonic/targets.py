@@ -32,9 +32,10 @@ from platonic.sampling import RowSampler
 __all__ = ["DETERMINISTIC", "PROJECTIONS", "LayerInput", "TargetOptions", "Weights", "draw_candidates"]
 
 BIAS_SCALE = 0.7  # relative scaling: standard deviation of a bias in units of that of the pre-activation
-INPUT_SPREAD = 0.1  # an input column's scale is at least this fraction of its largest deviation from its mean
+INPUT_SPREAD = 0.3  # an input column's scale is at least this fraction of its largest deviation from its mean
 BETA_SPREAD = 1.5  # `auto` draws beta log-normally: standard deviation of log beta
 ALPHA_RANGE = 4.0  # `auto` draws alpha log-uniformly between 1/4 and 4 times its value
+_BLOCK = 512  # rows of X that are looked at together
 LEAST_SIDE = 4  # smallest side of a random rectangle, in pixels
 
 
@@ -109,15 +110,29 @@ class LayerInput:
 def input_scale(X: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
     """Mean and scale of each input column: its standard deviation, but at least a fixed fraction of its largest
     deviation, so that columns that are nearly always constant are not blown up; 1 for constant columns."""
-    w = torch.ones(len(X), dtype=torch.float64, device=X.device) if weights is None else weights
-    total = w.sum()
-    mean = (w.to(X.dtype) @ X).double() / total
-    mean = mean + (w.to(X.dtype) @ (X - mean.to(X.dtype))).double() / total
-    centred = X - mean.to(X.dtype)
-    std = ((w.to(X.dtype) @ centred.square()).double() / total).sqrt()
-    farthest = centred.abs().amax(0).double()
-    constant = farthest <= 32 * torch.finfo(X.dtype).eps * mean.abs()
-    return mean, torch.where(constant, 1.0, torch.maximum(std, INPUT_SPREAD * farthest))
+    shift = X[: _BLOCK].mean(0)
+    low, high = shift.clone(), shift.clone()
+    total = 0.0
+    first = torch.zeros(X.shape[1], dtype=torch.float64, device=X.device)
+    second = torch.zeros_like(first)
+    for start in range(0, len(X), _BLOCK):  # blocks that stay in cache: one pass over X for all four
+        block = X[start : start + _BLOCK]
+        low, high = torch.minimum(low, block.amin(0)), torch.maximum(high, block.amax(0))
+        centred = block - shift
+        if weights is None:
+            first += centred.sum(0)
+            second += centred.square_().sum(0)
+            total += len(block)
+        else:
+            w = weights[start : start + _BLOCK].to(X.dtype)
+            first += w @ centred
+            second += w @ centred.square_()
+            total += float(w.sum())
+    mean = shift.double() + first / total
+    std = ((second - first.square() / total) / total).clamp_min(0).sqrt()
+    farthest = torch.maximum(high.double() - mean, mean - low.double())
+    constant = high == low
+    return torch.where(constant, high.double(), mean), torch.where(constant, 1.0, torch.maximum(std, INPUT_SPREAD * farthest))
 
 
 def project_random(layer: LayerInput, width: int, rng: np.random.Generator) -> Weights:
@@ -256,11 +271,15 @@ def draw_rectangles(image_shape: tuple[int, ...], count: int, rng: np.random.Gen
 
 def _unit_by_rows(Z: Tensor, row_weights: Tensor | None, weight: Tensor) -> Tensor:
     """As :func:`_unit_output`, from the rows: for a first layer, whose covariance nothing else needs."""
-    H = Z @ weight.to(Z.dtype)
-    w = torch.ones(len(Z), dtype=Z.dtype, device=Z.device) if row_weights is None else row_weights.to(Z.dtype)
-    H -= (w @ H) / w.sum()
-    std = ((w @ H.square_()) / w.sum()).double().sqrt()
-    return torch.where(std > 1e-9 * std.max(), weight / std.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
+    return weight * _unit_factor(Z @ weight.to(Z.dtype), row_weights)
+
+
+def _unit_factor(H: Tensor, row_weights: Tensor | None) -> Tensor:
+    """(c,): 1 / standard deviation of each column of H (r, c), 0 for those that hardly vary."""
+    w = torch.ones(len(H), dtype=H.dtype, device=H.device) if row_weights is None else row_weights.to(H.dtype)
+    mean = (w @ H) / w.sum()
+    std = ((w @ (H - mean).square_()) / w.sum()).double().sqrt()
+    return torch.where(std > 1e-9 * std.max(), 1 / std.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
 
 
 def project_elm(layer: LayerInput, width: int, rng: np.random.Generator) -> Weights:
@@ -286,27 +305,38 @@ FIRST_LAYER_ONLY = frozenset({"pairs", "sorted_pca"})
 
 
 def draw_candidates(
-    layer: LayerInput, rows: Tensor, row_weights: Tensor | None, count: int, rng: np.random.Generator
-) -> Weights:
-    """`count` candidate units of the `auto` recipe.
+    layer: LayerInput, rows: Tensor | None, row_weights: Tensor | None, count: int, rng: np.random.Generator
+) -> tuple[Weights, Tensor]:
+    """`count` candidate units of the `auto` recipe, and their pre-activations (r, count) on `rows`.
 
     First layer: differences of pairs; later layers: equation 7.2 with beta drawn per unit. Every unit has unit output
-    standard deviation (first layer: on the rows `rows` (r,), of weights `row_weights`) times an alpha drawn per unit, and
-    its zero at the projection of a random row, so that zeros lie where the data lie.
+    standard deviation (first layer: on `rows`) times an alpha drawn per unit, and its zero at the projection of a random
+    one of `rows`, so that zeros lie where the data lie.
+
+    Parameters
+    ----------
+    rows : Tensor or None
+        (r,), int64: equally weighted rows in canonical order; None means all rows, weighted by `row_weights`.
     """
-    options = layer.options
+    options, device = layer.options, layer.Z.device
+    Z = layer.Z if rows is None else layer.Z[rows]
     if layer.first:
         weight = draw_pair_weights(layer, count, rng)[0]
-        alpha = _draw_alpha(rng, count, layer.Z.device)
-        weight = _unit_by_rows(layer.Z[rows], row_weights, weight) * (options.alpha * alpha)
+        H = Z @ weight.to(Z.dtype)
+        factor = _unit_factor(H, row_weights) * (options.alpha * _draw_alpha(rng, count, device))
+        weight = weight * factor
+        H *= factor.to(H.dtype)
     else:
         n, k = layer.Z.shape[1], layer.Y.shape[1]
-        P = torch.from_numpy(rng.standard_normal((n + k, count))).to(layer.Z.device)
-        beta = options.beta * torch.from_numpy(np.exp(BETA_SPREAD * rng.standard_normal(count))).to(layer.Z.device)
-        alpha = _draw_alpha(rng, count, layer.Z.device)
-        weight = mix_relative(layer, P[:n], P[n:], torch.zeros_like(beta), alpha, beta).weight
-    zeros = layer.sampler().draw(rng.random(count)).to(layer.Z.device)
-    return Weights(weight, -(layer.Z[zeros].double() * weight.T).sum(1))
+        P = torch.from_numpy(rng.standard_normal((n + k, count))).to(device)
+        beta = options.beta * torch.from_numpy(np.exp(BETA_SPREAD * rng.standard_normal(count))).to(device)
+        weight = mix_relative(layer, P[:n], P[n:], torch.zeros_like(beta), _draw_alpha(rng, count, device), beta).weight
+        H = Z @ weight.to(Z.dtype)
+    uniforms = rng.random(count)
+    at = layer.sampler().draw(uniforms) if rows is None else torch.from_numpy((uniforms * len(rows)).astype(np.int64))
+    zero = H.gather(0, at.to(device)[None])[0]
+    H -= zero
+    return Weights(weight, -zero.double()), H
 
 
 def _draw_alpha(rng: np.random.Generator, count: int, device: torch.device) -> Tensor:
