@@ -29,7 +29,8 @@ struct FreeAligned {
 using Buffer = std::unique_ptr<double[], FreeAligned>;
 
 Buffer make_buffer(int64_t size) {
-    return Buffer(static_cast<double*>(::operator new[](sizeof(double) * static_cast<size_t>(size), std::align_val_t(64))));
+    return Buffer(
+        static_cast<double*>(::operator new[](sizeof(double) * static_cast<size_t>(size), std::align_val_t(64))));
 }
 
 // The tries of one layer: their maps, pilots, statistics.
@@ -188,8 +189,8 @@ private:
     }
 
     NarrowSweep make_sweep(bool advance, int tries, int h) const {
-        return {a_.m, panel_stride(), k_, a_.weighted, a_.z, a_.targets, advance ? &winner_ : nullptr,
-                maps_.data(), tries, h, a_.n_tries == 1};
+        return {a_.m,         panel_stride(), k_, a_.weighted,    a_.z, a_.targets, advance ? &winner_ : nullptr,
+                maps_.data(), tries,          h,  a_.n_tries == 1};
     }
     NarrowMap map_of(const Candidate& c, int64_t h_in, int64_t h_out) const {
         return {static_cast<int>(h_in), static_cast<int>(h_out), c.weights, c.bias_shifted, c.shift, a_.activation};

@@ -41,7 +41,7 @@ struct FitNarrow {
     const int64_t* widths;  // [layers + 1], on the host: columns of z handed in, then after each layer
     Activation activation;
     NarrowRule rule;
-    bool weighted;          // false: every weight is 1
+    bool weighted;  // false: every weight is 1
 
     double* z;              // [panels][width_max][narrow_panel], in and out
     double* shift;          // [width_max], in and out
@@ -49,15 +49,15 @@ struct FitNarrow {
     const double* y_stats;  // [k + 2]: ybar, sum w |y - ybar|^2, sum w
     const double* normals;  // for each layer [n_tries][1 + h_in + k][h_out]: rows for bias, Z and Y
 
-    double* weights;    // for each layer [h_in][h_out]
-    double* biases;     // for each layer [h_out]
-    double* lsd;        // [layers + 1]: of the representation handed in, then after each layer
-    double* jitter;     // [layers + 1]: what was added to the diagonal of the system behind that lsd, mostly 0
-    int64_t* winner;    // [layers]: the try that was kept
-    double* readout;    // [h_last + 1][k]: coefficients of the last representation, then the intercept
-    int64_t* status;    // [1]: -1, or i when representation i (0: handed in) was not finite for any try; outputs
-                        // from there on are undefined
-    double* scratch;    // narrow_scratch_size(...) doubles on the device; unused on the CPU
+    double* weights;  // for each layer [h_in][h_out]
+    double* biases;   // for each layer [h_out]
+    double* lsd;      // [layers + 1]: of the representation handed in, then after each layer
+    double* jitter;   // [layers + 1]: what was added to the diagonal of the system behind that lsd, mostly 0
+    int64_t* winner;  // [layers]: the try that was kept
+    double* readout;  // [h_last + 1][k]: coefficients of the last representation, then the intercept
+    int64_t* status;  // [1]: -1, or i when representation i (0: handed in) was not finite for any try; outputs
+                      // from there on are undefined
+    double* scratch;  // narrow_scratch_size(...) doubles on the device; unused on the CPU
 };
 
 constexpr int64_t narrow_panels(int64_t m) { return (m + narrow_panel - 1) / narrow_panel; }

@@ -101,7 +101,8 @@ PLATONIC_HD bool eliminate(const Team& team, int h, int k, const double* __restr
     for (int i = team.y; i < h; i += team.ny) {
         const double scale = s.inverse[i];
         const double penalty = scale > 0.0 ? (rule.relative ? rule.l2 : rule.l2 * scale * scale) + jitter : 1.0;
-        for (int j = i + team.x; j < h; j += team.nx) a[i * ld + j] = s.correlation[i * h + j] + (i == j ? penalty : 0.0);
+        for (int j = i + team.x; j < h; j += team.nx)
+            a[i * ld + j] = s.correlation[i * h + j] + (i == j ? penalty : 0.0);
         for (int r = team.x; r < k; r += team.nx) a[i * ld + h + r] = sums[i * (h + 1 + k) + h + 1 + r] * scale;
     }
     team.sync();
@@ -143,7 +144,10 @@ PLATONIC_HD void solve_readout(const Team& team, int h, int k, const double* __r
         sound = jitter < 100.0 * h;  // more than h makes any correlation matrix diagonally dominant
     }
     if (!sound) {
-        if (team.x == 0 && team.y == 0) *s.lsd = root(-1.0), *s.jitter = 0.0;
+        if (team.x == 0 && team.y == 0) {
+            *s.lsd = root(-1.0);
+            *s.jitter = 0.0;
+        }
         team.sync();
         return;
     }
@@ -217,7 +221,7 @@ template <class Team>
 PLATONIC_HD void form_candidate(const Team& team, int h, int k, int n, const NarrowRule& rule, const Stats& s,
                                 const double* y_mean, double weight_sum, const double* __restrict__ normals,
                                 const Candidate& out, double* __restrict__ work) {
-    const double *__restrict__ pz = normals + n, *__restrict__ py = pz + h * n;
+    const double* __restrict__ pz = normals + n, * __restrict__ py = pz + h * n;
     const double to_std = 1.0 / root(weight_sum);
     double* __restrict__ w = out.weights;
     for (int i = team.y; i < h; i += team.ny) {  // first the Y part: B P_Y, or Bt P_Y

@@ -13,9 +13,9 @@ namespace PLATONIC_ISA {
 namespace {
 
 constexpr int L = lanes<double>;
-constexpr int tile = 4;                                         // columns of a register tile
-constexpr int tile_right = vector_registers >= 32 ? 4 : 2;      // columns, or row vectors, on its other side
-constexpr int strip = tile_right * L;                           // rows of a strip
+constexpr int tile = 4;                                     // columns of a register tile
+constexpr int tile_right = vector_registers >= 32 ? 4 : 2;  // columns, or row vectors, on its other side
+constexpr int strip = tile_right * L;                       // rows of a strip
 static_assert(narrow_panel % strip == 0 && narrow_pilot % strip == 0, "panels are whole strips");
 
 // ---- Z W + b ----
@@ -47,9 +47,15 @@ void apply_linear(const NarrowMap& map, int rows, int stride, const double* z, d
     int j = 0;
     for (; j + tile <= map.h_out; j += tile) apply_columns<tile>(map, j, rows, stride, z, out);
     switch (map.h_out - j) {
-        case 3: apply_columns<3>(map, j, rows, stride, z, out); break;
-        case 2: apply_columns<2>(map, j, rows, stride, z, out); break;
-        case 1: apply_columns<1>(map, j, rows, stride, z, out); break;
+        case 3:
+            apply_columns<3>(map, j, rows, stride, z, out);
+            break;
+        case 2:
+            apply_columns<2>(map, j, rows, stride, z, out);
+            break;
+        case 1:
+            apply_columns<1>(map, j, rows, stride, z, out);
+            break;
     }
 }
 
@@ -73,11 +79,16 @@ PLATONIC_INLINE void activate_columns(const NarrowMap& map, int rows, int stride
 
 void activate(const NarrowMap& map, int rows, int stride, const double* u, double* out) {
     switch (map.activation) {
-        case Activation::relu: return activate_columns<Activation::relu>(map, rows, stride, u, out);
-        case Activation::abs: return activate_columns<Activation::abs>(map, rows, stride, u, out);
-        case Activation::tanh: return activate_columns<Activation::tanh>(map, rows, stride, u, out);
-        case Activation::celu: return activate_columns<Activation::celu>(map, rows, stride, u, out);
-        default: return activate_columns<Activation::identity>(map, rows, stride, u, out);
+        case Activation::relu:
+            return activate_columns<Activation::relu>(map, rows, stride, u, out);
+        case Activation::abs:
+            return activate_columns<Activation::abs>(map, rows, stride, u, out);
+        case Activation::tanh:
+            return activate_columns<Activation::tanh>(map, rows, stride, u, out);
+        case Activation::celu:
+            return activate_columns<Activation::celu>(map, rows, stride, u, out);
+        default:
+            return activate_columns<Activation::identity>(map, rows, stride, u, out);
     }
 }
 
@@ -108,9 +119,15 @@ PLATONIC_INLINE void add_row(const double* a, const double* b, int count, int ro
     for (; j + tile_right <= count; j += tile_right)
         add_products<NA, tile_right, false>(a, b + j * narrow_panel, rows, sums + j * L, ld);
     switch (count - j) {
-        case 3: add_products<NA, 3, false>(a, b + j * narrow_panel, rows, sums + j * L, ld); break;
-        case 2: add_products<NA, 2, false>(a, b + j * narrow_panel, rows, sums + j * L, ld); break;
-        case 1: add_products<NA, 1, false>(a, b + j * narrow_panel, rows, sums + j * L, ld); break;
+        case 3:
+            add_products<NA, 3, false>(a, b + j * narrow_panel, rows, sums + j * L, ld);
+            break;
+        case 2:
+            add_products<NA, 2, false>(a, b + j * narrow_panel, rows, sums + j * L, ld);
+            break;
+        case 1:
+            add_products<NA, 1, false>(a, b + j * narrow_panel, rows, sums + j * L, ld);
+            break;
     }
 }
 
@@ -130,9 +147,15 @@ void add_panel(int h, int k, int rows, const double* z, const double* wz, const 
     int i = 0;
     for (; i + tile <= h; i += tile) add_block<tile>(i, h, k + 1, rows, z, wz, targets, sums);
     switch (h - i) {
-        case 3: add_block<3>(i, h, k + 1, rows, z, wz, targets, sums); break;
-        case 2: add_block<2>(i, h, k + 1, rows, z, wz, targets, sums); break;
-        case 1: add_block<1>(i, h, k + 1, rows, z, wz, targets, sums); break;
+        case 3:
+            add_block<3>(i, h, k + 1, rows, z, wz, targets, sums);
+            break;
+        case 2:
+            add_block<2>(i, h, k + 1, rows, z, wz, targets, sums);
+            break;
+        case 1:
+            add_block<1>(i, h, k + 1, rows, z, wz, targets, sums);
+            break;
     }
 }
 

@@ -26,7 +26,7 @@ struct NarrowSweep {
     const double* targets;
     const NarrowMap* advance;  // nullptr: nothing to do first
     const NarrowMap* tries;
-    int n_tries;               // 0: sums of z itself, which has `width` columns
+    int n_tries;  // 0: sums of z itself, which has `width` columns
     int width;
     bool keep;  // write what the (single) try maps to back to z
 };

@@ -1,0 +1,104 @@
+"""Plain NumPy references of this room's kernels: slow, short, with the papers' equations. Tests hold kernels to them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+# ---- fit_narrow ----
+
+_ACTIVATIONS = {
+    "identity": lambda u: u,
+    "relu": lambda u: np.maximum(u, 0.0),
+    "abs": np.abs,
+    "tanh": np.tanh,
+    "celu": lambda u: np.where(u > 0, u, np.expm1(np.minimum(u, 0.0))),
+}
+
+
+def ridge_readout(Z: np.ndarray, Y: np.ndarray, l2: float, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """B, intercept and LSD of min sum_r w_r |y_r - z_r B - b|^2 + l2 |B|^2, by the pseudoinverse.
+
+    Columns are brought to norm 1 before its tolerance applies.
+    """
+    z_mean, y_mean = np.average(Z, 0, weight), np.average(Y, 0, weight)
+    root = np.sqrt(weight)[:, None]
+    Zc, Yc = root * (Z - z_mean), root * (Y - y_mean)
+    norm = np.linalg.norm(Zc, axis=0)
+    constant = norm <= 32 * np.finfo(float).eps * np.abs(z_mean) * np.sqrt(weight.sum())
+    scale = np.where(constant, 0.0, 1.0 / np.where(constant, 1.0, norm))
+    stacked = np.vstack([Zc * scale, np.diag(np.sqrt(l2) * scale)])
+    B = scale[:, None] * (np.linalg.pinv(stacked) @ np.vstack([Yc, np.zeros((Z.shape[1], Y.shape[1]))]))
+    return B, y_mean - z_mean @ B, float(np.sum((Yc - Zc @ B) ** 2) / weight.sum())
+
+
+def narrow_candidate(
+    Z: np.ndarray,
+    Y: np.ndarray,
+    P: np.ndarray,
+    *,
+    alpha: float,
+    beta: float,
+    l2: float,
+    relative: bool,
+    bias_scale: float,
+    weight: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """W, b of one layer for the draw P = [p_1; P_Z; P_Y] (thesis, equation 7.2; or its relative form)."""
+    p_1, P_Z, P_Y = P[0], P[1 : 1 + Z.shape[1]], P[1 + Z.shape[1] :]
+    if not relative:
+        B, intercept, _ = ridge_readout(Z, Y, l2, weight)
+        return alpha * (P_Z + beta * B @ P_Y), alpha * (p_1 + beta * intercept @ P_Y)
+    mean = np.average(Z, 0, weight)
+    std = np.sqrt(np.average((Z - mean) ** 2, 0, weight))
+    constant = std <= 32 * np.finfo(float).eps * np.abs(mean)
+    Zt = (Z - mean) * np.where(constant, 0.0, 1.0 / np.where(constant, 1.0, std))
+    B, _, _ = ridge_readout(Zt, Y, l2 * weight.sum(), weight)
+    terms = []
+    for V in (P_Z, B @ P_Y):
+        spread = np.sqrt(np.average((Zt @ V) ** 2, 0, weight))
+        terms.append(V * np.where(spread > 0, 1.0 / np.where(spread > 0, spread, 1.0), 0.0))
+    Wt = alpha / np.sqrt(1 + beta**2) * (terms[0] + beta * terms[1])
+    W = Wt * np.where(constant, 0.0, 1.0 / np.where(constant, 1.0, std))[:, None]
+    return W, alpha * bias_scale * p_1 - mean @ W
+
+
+def fit_narrow(
+    X: np.ndarray,
+    Y: np.ndarray,
+    draws: list[np.ndarray],
+    *,
+    activation: str = "celu",
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    l2: float = 0.0,
+    relative: bool = True,
+    bias_scale: float = 1.0,
+    weight: np.ndarray | None = None,
+) -> dict[str, list]:
+    """What platonic.fit_narrow computes, from explicit draws [n_tries, 1 + h_in + k, h_out] of each layer."""
+    weight = np.ones(len(X)) if weight is None else weight
+    act = _ACTIVATIONS[activation]
+
+    def lsd_of(Z: np.ndarray) -> float:
+        if not relative:
+            return ridge_readout(Z, Y, l2, weight)[2]
+        mean = np.average(Z, 0, weight)
+        std = np.sqrt(np.average((Z - mean) ** 2, 0, weight))
+        constant = std <= 32 * np.finfo(float).eps * np.abs(mean)
+        return ridge_readout((Z - mean) / np.where(constant, np.inf, std), Y, l2 * weight.sum(), weight)[2]
+
+    Z, weights, biases, winners, lsd = X, [], [], [], [lsd_of(X)]
+    for draw in draws:
+        tries = []
+        for P in draw:
+            W, b = narrow_candidate(
+                Z, Y, P, alpha=alpha, beta=beta, l2=l2, relative=relative, bias_scale=bias_scale, weight=weight
+            )
+            mapped = act(Z @ W + b)
+            tries.append((lsd_of(mapped), mapped, W, b))
+        winners.append(int(np.argmin([t[0] for t in tries])))
+        score, Z, W, b = tries[winners[-1]]
+        weights.append(W)
+        biases.append(b)
+        lsd.append(score)
+    return {"weights": weights, "biases": biases, "winners": winners, "lsd": lsd, "representation": Z}
