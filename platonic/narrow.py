@@ -253,25 +253,31 @@ def _panels(columns: torch.Tensor) -> torch.Tensor:
     return padded.view(panels, _ops.NARROW_PANEL, count).transpose(1, 2).contiguous()
 
 
+def _column_sums(columns: torch.Tensor) -> torch.Tensor:
+    """Sums over rows, in an order that does not depend on the number of threads, as torch's on the CPU does."""
+    if columns.device.type != "cpu":
+        return columns.sum(0)
+    return torch.from_numpy(_panels(columns).numpy().sum(2).sum(0))
+
+
 def _pack(X: torch.Tensor, width_max: int, weight: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     """X as panels of width_max columns, minus the column means, and these."""
-    mean = X.mean(0) if weight is None else weight @ X / weight.sum()
+    w = X.new_ones(X.shape[0]) if weight is None else weight
     shift = X.new_zeros(width_max)
-    shift[: X.shape[1]] = mean
+    shift[: X.shape[1]] = _column_sums(w[:, None] * X) / _column_sums(w[:, None])
     columns = X.new_zeros((X.shape[0], width_max))
-    columns[:, : X.shape[1]] = X - mean
+    columns[:, : X.shape[1]] = X - shift[: X.shape[1]]
     return _panels(columns), shift
 
 
 def _pack_targets(Y: torch.Tensor, weight: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     """Panels of [w | w (Y - ybar)], and ybar, sum w |y - ybar|^2, sum w."""
-    w = Y.new_ones(Y.shape[0]) if weight is None else weight
-    total = w.sum()
-    mean = w @ Y / total
+    w = Y.new_ones((Y.shape[0], 1)) if weight is None else weight[:, None]
+    total = _column_sums(w)
+    mean = _column_sums(w * Y) / total
     centred = Y - mean
-    weighted = w[:, None] * centred
-    y_stats = torch.cat([mean, (weighted * centred).sum()[None], total[None]])
-    return _panels(torch.cat([w[:, None], weighted], 1)), y_stats
+    square = _column_sums(w * centred * centred).sum()
+    return _panels(torch.cat([w, w * centred], 1)), torch.cat([mean, square[None], total])
 
 
 def _unpack(z: torch.Tensor, shift: torch.Tensor, m: int, width: int) -> torch.Tensor:
