@@ -72,10 +72,24 @@ PLATONIC_INLINE vec_t<T> splat(T x) {
     return x - vec_t<T>{};  // minus, not plus: x - 0 is x itself, -0 too, so that no instruction is left of it
 }
 
+// a > b ? a : b and a < b ? a : b: the second argument where either is NaN. (GCC 12 warns about the plain 512-bit
+// intrinsics, whose unused operand it leaves unset.)
+#if defined(__AVX512F__)
+PLATONIC_INLINE vfloat max(vfloat a, vfloat b) { return (vfloat)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b); }
+PLATONIC_INLINE vdouble max(vdouble a, vdouble b) { return (vdouble)_mm512_maskz_max_pd(0xff, (__m512d)a, (__m512d)b); }
+PLATONIC_INLINE vfloat min(vfloat a, vfloat b) { return (vfloat)_mm512_maskz_min_ps(0xffff, (__m512)a, (__m512)b); }
+PLATONIC_INLINE vdouble min(vdouble a, vdouble b) { return (vdouble)_mm512_maskz_min_pd(0xff, (__m512d)a, (__m512d)b); }
+#elif defined(__AVX2__)
+PLATONIC_INLINE vfloat max(vfloat a, vfloat b) { return (vfloat)_mm256_max_ps((__m256)a, (__m256)b); }
+PLATONIC_INLINE vdouble max(vdouble a, vdouble b) { return (vdouble)_mm256_max_pd((__m256d)a, (__m256d)b); }
+PLATONIC_INLINE vfloat min(vfloat a, vfloat b) { return (vfloat)_mm256_min_ps((__m256)a, (__m256)b); }
+PLATONIC_INLINE vdouble min(vdouble a, vdouble b) { return (vdouble)_mm256_min_pd((__m256d)a, (__m256d)b); }
+#else
 PLATONIC_INLINE vfloat max(vfloat a, vfloat b) { return a > b ? a : b; }
 PLATONIC_INLINE vdouble max(vdouble a, vdouble b) { return a > b ? a : b; }
 PLATONIC_INLINE vfloat min(vfloat a, vfloat b) { return a < b ? a : b; }
 PLATONIC_INLINE vdouble min(vdouble a, vdouble b) { return a < b ? a : b; }
+#endif
 
 PLATONIC_INLINE vfloat sqrt(vfloat a) {
 #if defined(__AVX512F__)
