@@ -166,6 +166,20 @@ void weigh_panel(int h, int rows, const double* z, const double* w, double* out)
             store(out + j * narrow_panel + r, load(z + j * narrow_panel + r) * load(w + r));
 }
 
+// horizontal_sum goes lane by lane; here halves are added, with constant shuffles.
+PLATONIC_INLINE double sum_of_lanes(vdouble v) {
+#if PLATONIC_VECTOR_BYTES == 64
+    v += __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3);
+    v += __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5);
+    return v[0] + v[1];
+#elif PLATONIC_VECTOR_BYTES == 32
+    v += __builtin_shufflevector(v, v, 2, 3, 0, 1);
+    return v[0] + v[1];
+#else
+    return v[0] + v[1];
+#endif
+}
+
 // Folds lane sums into sums, and clears them for the next chunk.
 void fold(int h, int k, double* lane_sums, double* sums) {
     const int ld = h + 1 + k;
@@ -174,12 +188,7 @@ void fold(int h, int k, double* lane_sums, double* sums) {
             double* p = lane_sums + (i * ld + j) * L;
             vdouble v = load(p);
             store(p, vdouble{});
-            for (int half = L / 2; half > 0; half /= 2) {
-                vint64 other;
-                for (int lane = 0; lane < L; ++lane) other[lane] = lane ^ half;
-                v += __builtin_shuffle(v, other);
-            }
-            sums[i * ld + j] += v[0];
+            sums[i * ld + j] += sum_of_lanes(v);
         }
 }
 
