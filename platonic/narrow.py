@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -110,8 +111,8 @@ def fit_narrow(
     targets from it (columns centred by their means zbar and ybar). For a draw P = [p_1; P_Z; P_Y] of standard normals
     with 1 + h_in + k rows it sets
 
-    - ``scaling="absolute"``: W = alpha (P_Z + beta B P_Y), b = alpha (p_1 + beta (ybar - zbar B) P_Y): the least squares
-      solution for the target alpha [1 Z | beta Y] P, as in the thesis, alpha, beta and l2 taken literally;
+    - ``scaling="absolute"``: W = alpha (P_Z + beta B P_Y), b = alpha (p_1 + beta (ybar - zbar B) P_Y): the least
+      squares solution for the target alpha [1 Z | beta Y] P, as in the thesis, alpha, beta and l2 taken literally;
     - ``scaling="relative"``: with Zt the standardised columns of Z, unit j has the pre-activation
       alpha / sqrt(1 + beta^2) (Zt p / std(Zt p) + beta Zt B q / std(Zt B q)) + alpha bias_scale p_1,
       p and q being columns j of P_Z and P_Y. Pre-activations have standard deviation about alpha whatever the data,
@@ -287,7 +288,7 @@ def _unpack(z: torch.Tensor, shift: torch.Tensor, m: int, width: int) -> torch.T
 def _segments(widths: list[int], n_tries: int, k: int) -> list[list[int]]:
     """Consecutive layers whose draws fit in _SEGMENT_DRAWS, each as [h_in, h_out, h_out, ...]."""
     segments, current, draws = [], [widths[0]], 0
-    for h_in, h_out in zip(widths[:-1], widths[1:], strict=True):
+    for h_in, h_out in pairwise(widths):
         size = n_tries * (1 + h_in + k) * h_out
         if len(current) > 1 and draws + size > _SEGMENT_DRAWS:
             segments.append(current)
@@ -298,7 +299,7 @@ def _segments(widths: list[int], n_tries: int, k: int) -> list[list[int]]:
 
 
 def _draw(rng: np.random.Generator, segment: list[int], n_tries: int, k: int) -> np.ndarray:
-    pairs = zip(segment[:-1], segment[1:], strict=True)
+    pairs = pairwise(segment)
     return np.concatenate([rng.standard_normal((n_tries, 1 + h_in + k, h_out)).ravel() for h_in, h_out in pairs])
 
 
@@ -312,7 +313,7 @@ def _assemble(
     def joined(index: int, skip: int = 0) -> torch.Tensor:
         return torch.cat([part[index][skip if i else 0 :] for i, part in enumerate(parts)])
 
-    weights = joined(0).split([h_in * h_out for h_in, h_out in zip(widths[:-1], widths[1:], strict=True)])
+    weights = joined(0).split([h_in * h_out for h_in, h_out in pairwise(widths)])
     biases = joined(1).split(widths[1:])
     readout = parts[-1][5]
     return NarrowNetwork(

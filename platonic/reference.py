@@ -1,4 +1,4 @@
-"""Plain NumPy references of this room's kernels: slow, short, with the papers' equations. Tests hold kernels to them."""
+"""Plain NumPy references of the kernels in float64: tests hold every device and instruction set to them."""
 
 from __future__ import annotations
 

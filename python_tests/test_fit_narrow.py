@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -37,7 +39,7 @@ def isa(request):
 def draws_of(seed: int, widths: list[int], n_tries: int, k: int) -> list[np.ndarray]:
     """The documented stream of fit_narrow."""
     rng = np.random.Generator(np.random.PCG64(seed))
-    return [rng.standard_normal((n_tries, 1 + a + k, b)) for a, b in zip(widths[:-1], widths[1:], strict=True)]
+    return [rng.standard_normal((n_tries, 1 + a + k, b)) for a, b in pairwise(widths)]
 
 
 def data_of(seed: int, m: int, n: int, k: int) -> tuple[np.ndarray, np.ndarray]:
