@@ -339,8 +339,8 @@ void fit_narrow(const FitNarrow& args, const Launch& on) {
         PLATONIC_CHECK_LAUNCH("fit_narrow: sweep_rows");
         if (advance) z_from = 1 - z_from;
         const int h_next = i < args.layers ? width(i + 1) : 0;
-        choose_form < < < h_next > 0 ? tries : 1, threads, 0,
-            stream >>> (d, p, i == 0 ? 1 : args.n_tries, h_next, normals, weights, biases);
+        const unsigned forming = h_next == 0 ? 1 : tries;
+        choose_form<<<forming, threads, 0, stream>>>(d, p, i == 0 ? 1 : args.n_tries, h_next, normals, weights, biases);
         PLATONIC_CHECK_LAUNCH("fit_narrow: choose_form");
         normals += args.n_tries * (1 + p.h + args.k) * h_next;
         weights += p.h_before * p.h;
