@@ -41,7 +41,7 @@ def figure_7_6(layers: int = 10_000, seeds: int = 3) -> list[dict]:
     """
     x, y = _sine()
     widths, tries, rows = (2, 4, 8, 16), (1, 5, 10), []
-    figure, panels = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4), sharey=True)
     for panel, scaling in zip(panels, ("absolute", "relative"), strict=True):
         for width in widths:
             alpha, beta = (width**-0.5, 1.0) if scaling == "absolute" else (0.5, 3.0)
@@ -78,8 +78,8 @@ def figure_7_6(layers: int = 10_000, seeds: int = 3) -> list[dict]:
         panel.set(yscale="log", xlabel="tries per layer", xticks=tries, title=f"{scaling} scaling, {text}")
         panel.grid(True, which="both", alpha=0.25)
     panels[0].set_ylabel("lowest LSD of any layer")
-    panels[1].legend()
-    figure.suptitle(f"Figure 7.6: sine, {layers:,} layers (median and range over {seeds} seeds)")
+    panels[1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
+    figure.suptitle(f"Figure 7.6: sine, {layers:,} layers (median and range over {seeds} seeds)", y=1.02)
     _save(figure, "figure_7_6")
     return rows
 
