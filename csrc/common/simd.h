@@ -69,7 +69,7 @@ PLATONIC_INLINE void store(T* p, vec_t<T> v) {
 }
 template <class T>
 PLATONIC_INLINE vec_t<T> splat(T x) {
-    return vec_t<T>{} + x;
+    return x - vec_t<T>{};  // minus, not plus: x - 0 is x itself, -0 too, so that no instruction is left of it
 }
 
 PLATONIC_INLINE vfloat max(vfloat a, vfloat b) { return a > b ? a : b; }

@@ -98,13 +98,13 @@ PLATONIC_INLINE vec_t<T> expm1_of(vec_t<T> x) {
     return T(2) * (p * scale + (scale - T(0.5)));
 }
 
-// tanh |x| = -e / (2 + e) with e = expm1(-2 |x|), which cancels nowhere; the sign is put back at the end.
+// tanh |x| = -e / (2 + e) with e = expm1(-2 |x|), which cancels nowhere; the sign of x replaces the quotient's.
 template <class T>
 PLATONIC_INLINE vec_t<T> tanh_of(vec_t<T> x) {
     typedef typename Simd<T>::ivec ivec;
     const ivec sign = (ivec)x & MathConstants<T>::sign_bit;
     const vec_t<T> e = expm1_of<T>(T(-2) * (vec_t<T>)((ivec)x ^ sign));
-    return (vec_t<T>)((ivec)(e / (T(-2) - e)) ^ sign);
+    return (vec_t<T>)(((ivec)(e / (T(2) + e)) & ~MathConstants<T>::sign_bit) | sign);
 }
 
 PLATONIC_INLINE vfloat exp(vfloat x) { return exp_of<float>(x); }
