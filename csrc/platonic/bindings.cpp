@@ -5,8 +5,16 @@
 #include "common/activation.h"
 #include "common/launch.h"
 #include "common/math_probe.h"
+#include "platonic/gram.h"
 
 namespace py = pybind11;
+
+// Runs kernel(args, on) where `on` says.
+#if defined(PLATONIC_CUDA)
+#define PLATONIC_ON_DEVICE(kernel, args, on) ((on).device < 0 ? cpu::kernel(args, on) : cuda::kernel(args, on))
+#else
+#define PLATONIC_ON_DEVICE(kernel, args, on) ((on).device < 0 ? cpu::kernel(args, on) : no_cuda(#kernel))
+#endif
 
 namespace platonic {
 namespace {
@@ -28,8 +36,49 @@ void bind_math(py::module_& m) {
         "y = function of x for tests: 0 exp, 1 expm1, 2 tanh, 3 vector activation, 4 scalar activation.");
 }
 
+// ---- gram ----
+
+void bind_gram(py::module_& m) {
+    m.def("gram_scratch_bytes", &gram_scratch_bytes, "Bytes of device scratch for (rows, p).");
+    m.def(
+        "gram",
+        [](bool is_double, int64_t rows, int64_t columns, int64_t row_stride, uintptr_t x, uintptr_t x_mean,
+           uintptr_t x_factor, uintptr_t weight, uintptr_t bias, int activation, int64_t width, uintptr_t y,
+           int64_t targets, uintptr_t row_weight, uintptr_t z, uintptr_t gram, uintptr_t mean, uintptr_t total,
+           uintptr_t scratch, int device, int threads, uintptr_t stream) {
+            const auto in = [](uintptr_t p) { return reinterpret_cast<const void*>(p); };
+            const auto out = [](uintptr_t p) { return reinterpret_cast<double*>(p); };
+            const GramArgs args{is_double,
+                                rows,
+                                columns,
+                                row_stride,
+                                in(x),
+                                in(x_mean),
+                                in(x_factor),
+                                in(weight),
+                                in(bias),
+                                activation,
+                                width,
+                                in(y),
+                                targets,
+                                in(row_weight),
+                                reinterpret_cast<void*>(z),
+                                out(gram),
+                                out(mean),
+                                out(total),
+                                reinterpret_cast<void*>(scratch)};
+            py::gil_scoped_release release;
+            const Launch on{device, threads, reinterpret_cast<void*>(stream)};
+            PLATONIC_ON_DEVICE(gram, args, on);
+        },
+        "Moments of [z | y]; see gram.h.");
+}
+
 }  // namespace
 
-void bind_platonic(py::module_& m) { bind_math(m); }
+void bind_platonic(py::module_& m) {
+    bind_math(m);
+    bind_gram(m);
+}
 
 }  // namespace platonic
