@@ -48,47 +48,72 @@ PLATONIC_INLINE vec_t<T> load_some(const T* p, int64_t count) {
 }
 #endif
 
-// acc[a][v] += left[a] * right[v] for one row or one column of the operands.
+// acc[v] += left * right[v].
 template <class T, int V>
-PLATONIC_INLINE void multiply_tile(vec_t<T> (&acc)[tile_rows][V], const vec_t<T> (&right)[V], int a, T left) {
+PLATONIC_INLINE void multiply_add(vec_t<T> (&acc)[V], T left, const vec_t<T> (&right)[V]) {
     const vec_t<T> broadcast = splat<T>(left);
 #pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) acc[a][v] += broadcast * right[v];
+    for (int v = 0; v < V; ++v) acc[v] += broadcast * right[v];
 }
 
-// moments[i0 .. + tile_rows][j0 .. + V vectors] += panel[:, i]^T panel[:, j] over the panel's rows.
-template <class T, int V>
-void syrk_tile(const T* panel, int64_t stride, int64_t rows, int64_t i0, int64_t j0, double* moments,
-               int64_t moment_stride) {
-    vec_t<T> acc[tile_rows][V] = {};
-    const T* left = panel + i0;
-    const T* right = panel + j0;
-    for (int64_t r = 0; r < rows; ++r, left += stride, right += stride) {
+// Rows of x that the next panel will read, one cache line a row of each tile: fetching them while tiles are summed
+// hides the memory behind the arithmetic.
+template <class T>
+struct Ahead {
+    const T* next;
+    int64_t stride, columns;
+};
+
+// A block of panel rows and where its products go.
+template <class T>
+struct Syrk {
+    const T* panel;
+    int64_t stride, rows;
+    double* moments;
+    int64_t moment_stride;
+    Ahead<T> ahead;
+};
+
+// moments[i0 .. + R][j0 .. + V vectors] += panel[:, i]^T panel[:, j] over the block's rows.
+template <class T, int R, int V>
+__attribute__((noinline)) void syrk_tile(Syrk<T>& s, int64_t i0, int64_t j0) {
+    vec_t<T> acc[R][V] = {};
+    const T* left = s.panel + i0;
+    const T* right = s.panel + j0;
+    const bool fetch = s.ahead.columns > 0;
+    const T* ahead = fetch ? s.ahead.next : left;
+    const int64_t ahead_stride = fetch ? s.ahead.stride : s.stride;
+    s.ahead.next += 64 / sizeof(T);
+    s.ahead.columns -= 64 / sizeof(T);
+    for (int64_t r = 0; r < s.rows; ++r, left += s.stride, right += s.stride, ahead += ahead_stride) {
+        __builtin_prefetch(ahead, 0, 2);
         vec_t<T> b[V];
 #pragma GCC unroll 2
         for (int v = 0; v < V; ++v) b[v] = load(right + v * lanes<T>);
-#pragma GCC unroll 8
-        for (int a = 0; a < tile_rows; ++a) multiply_tile<T, V>(acc, b, a, left[a]);
+#pragma GCC unroll 16
+        for (int a = 0; a < R; ++a) multiply_add<T, V>(acc[a], left[a], b);
     }
-#pragma GCC unroll 8
-    for (int a = 0; a < tile_rows; ++a) {
+#pragma GCC unroll 16
+    for (int a = 0; a < R; ++a) {
         T sums[V * lanes<T>];
         for (int v = 0; v < V; ++v) store(sums + v * lanes<T>, acc[a][v]);
-        double* out = moments + (i0 + a) * moment_stride + j0;
+        double* out = s.moments + (i0 + a) * s.moment_stride + j0;
         for (int c = 0; c < V * lanes<T>; ++c) out[c] += sums[c];
     }
 }
 
-// The tiles of panel^T panel that touch the lower triangle. On the diagonal, the rows above a strip's second vector
-// need its first vector alone.
+// The tiles of panel^T panel that touch the lower triangle. The rows of a strip's first vector need that vector
+// alone: one tile as high as a vector is wide.
 template <class T>
-void add_moments(const T* panel, int64_t stride, int64_t rows, int64_t p, double* moments, int64_t moment_stride) {
-    constexpr int64_t L = lanes<T>;
+void add_moments(Syrk<T> s, int64_t p) {
+    constexpr int L = lanes<T>, high = L < tile_rows ? tile_rows : L;
     for (int64_t j0 = 0; j0 < p; j0 += 2 * L) {
         int64_t i0 = j0;
-        const int64_t single = j0 + L < p ? j0 + L / tile_rows * tile_rows : p;
-        for (; i0 < single; i0 += tile_rows) syrk_tile<T, 1>(panel, stride, rows, i0, j0, moments, moment_stride);
-        for (; i0 < p; i0 += tile_rows) syrk_tile<T, 2>(panel, stride, rows, i0, j0, moments, moment_stride);
+        if (L >= tile_rows || j0 + L >= p) {
+            syrk_tile<T, high, 1>(s, i0, j0);
+            i0 += high;
+        }
+        for (; i0 < p; i0 += tile_rows) syrk_tile<T, tile_rows, 2>(s, i0, j0);
     }
 }
 
@@ -106,7 +131,7 @@ void layer_tile(const GramArgs& args, const GramLayout& layout, const GramWorksp
     for (int64_t i = 0; i < args.columns; ++i, right += layout.weight_stride) {
         const vec_t<T> b[2] = {load(right), load(right + L)};
 #pragma GCC unroll 8
-        for (int a = 0; a < tile_rows; ++a) multiply_tile<T, 2>(acc, b, a, source[a][i]);
+        for (int a = 0; a < tile_rows; ++a) multiply_add<T, 2>(acc[a], source[a][i], b);
     }
     const Activation kind = static_cast<Activation>(args.activation);
     T* out = static_cast<T*>(work.panel) + r0 * layout.panel_stride + j0;
@@ -114,34 +139,20 @@ void layer_tile(const GramArgs& args, const GramLayout& layout, const GramWorksp
         for (int v = 0; v < 2; ++v) store(out + a * layout.panel_stride + v * L, activate_lanes<T>(kind, acc[a][v]));
 }
 
-// One vector of columns, all rows: to = (from - mean) * factor, or a copy. Lanes from `count` on become 0.
-template <class T, bool standardise, bool whole>
-void copy_strip(const T* from, int64_t from_stride, const T* mean, const T* factor, int64_t count, int64_t rows, T* to,
-                int64_t to_stride) {
-    vec_t<T> shift = {}, scale = {};
-    if (standardise) {
-        shift = load_some(mean, count);
-        scale = load_some(factor, count);
-    }
-    for (int64_t r = 0; r < rows; ++r, from += from_stride, to += to_stride) {
-        const vec_t<T> v = whole ? load(from) : load_some(from, count);
-        store(to, standardise ? (v - shift) * scale : v);
-    }
-}
-
-// to [rows, n] = (from - mean) * factor, or a copy without mean; padded to whole vectors with zeros.
-template <class T>
+// to [rows, n] = (from - mean) * factor, or a copy; padded to whole vectors with zeros.
+template <class T, bool standardise>
 void copy_rows(const T* from, int64_t from_stride, const T* mean, const T* factor, int64_t n, int64_t rows, T* to,
                int64_t to_stride) {
     constexpr int64_t L = lanes<T>;
-    for (int64_t c = 0; c < n; c += L) {
-        const int64_t count = c + L <= n ? L : n - c;
-        if (mean != nullptr)
-            copy_strip<T, true, false>(from + c, from_stride, mean + c, factor + c, count, rows, to + c, to_stride);
-        else if (count == L)
-            copy_strip<T, false, true>(from + c, from_stride, mean, factor, count, rows, to + c, to_stride);
-        else
-            copy_strip<T, false, false>(from + c, from_stride, mean, factor, count, rows, to + c, to_stride);
+    const int64_t whole = n / L * L, rest = n - whole;
+    for (int64_t r = 0; r < rows; ++r, from += from_stride, to += to_stride) {
+        for (int64_t c = 0; c < whole; c += L) {
+            const vec_t<T> v = load(from + c);
+            store(to + c, standardise ? (v - load(mean + c)) * load(factor + c) : v);
+        }
+        if (rest == 0) continue;
+        const vec_t<T> v = load_some(from + whole, rest);
+        store(to + whole, standardise ? (v - load_some(mean + whole, rest)) * load_some(factor + whole, rest) : v);
     }
 }
 
@@ -154,12 +165,13 @@ void build_panel(const GramArgs& args, const GramLayout& layout, const GramWorks
     const T* factor = static_cast<const T*>(args.x_factor);
     T* panel = static_cast<T*>(work.panel);
     if (args.weight == nullptr) {
-        copy_rows(x, args.row_stride, mean, factor, args.columns, rows, panel, layout.panel_stride);
+        (mean == nullptr ? copy_rows<T, false> : copy_rows<T, true>)(x, args.row_stride, mean, factor, args.columns,
+                                                                     rows, panel, layout.panel_stride);
     } else {
         int64_t x_stride = args.row_stride;
         if (mean != nullptr) {
             T* input = static_cast<T*>(work.input);
-            copy_rows(x, x_stride, mean, factor, args.columns, rows, input, layout.input_stride);
+            copy_rows<T, true>(x, x_stride, mean, factor, args.columns, rows, input, layout.input_stride);
             x = input;
             x_stride = layout.input_stride;
         }
@@ -248,8 +260,12 @@ void run_segment(const GramArgs& args, const GramLayout& layout, GramWorkspace& 
             shift_panel<T, false>(layout, work, block, p);
         else
             shift_panel<T, true>(layout, work, block, p);
-        add_moments<T>(static_cast<const T*>(work.panel), layout.panel_stride, block, p, work.moments,
-                       layout.moment_stride);
+        const int64_t next = done + block;
+        Ahead<T> ahead = {static_cast<const T*>(args.x) + (first + next) * args.row_stride, args.row_stride, 0};
+        if (next < rows) ahead.columns = args.columns;
+        add_moments<T>(
+            {static_cast<const T*>(work.panel), layout.panel_stride, block, work.moments, layout.moment_stride, ahead},
+            p);
     }
 }
 
