@@ -1,4 +1,287 @@
+"""First principal component and the samples spread evenly along it (thesis section 7.8.2, figure 7.14)."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, NamedTuple
+
 import torch
-def sorted_pca_rows(Z, width, weights):
-    Zc=(Z-Z.mean(0)).double(); v=torch.linalg.eigh(Zc.T@Zc)[1][:,-1]; o=torch.argsort(Zc@v)
-    return o[torch.linspace(0,len(Z)-1,width).round().long()]
+from sklearn.exceptions import ConvergenceWarning
+
+from platonic import _ops
+from platonic_core.arrays import to_torch
+
+__all__ = ["first_component", "sorted_pca"]
+
+_BLOCK = 4  # vectors multiplied in one pass over the data
+_EXACT_WIDTH = 128  # up to here the whole second-moment matrix costs no more than a few passes
+_LARGEST_EXACT_WIDTH = 4096  # up to here it replaces an iteration that has not converged
+_SAMPLE_ROWS = 2048  # rows that give the start vectors
+_SAMPLE_PASSES = 8
+
+
+class Component(NamedTuple):
+    """First principal component of [X | Y].
+
+    Attributes
+    ----------
+    direction : torch.Tensor
+        float64 [p], unit length, its largest-magnitude entry positive.
+    mean : torch.Tensor
+        float64 [p], weighted mean of the rows.
+    passes : int
+        Passes over all rows, without the projection; 1 where the second-moment matrix was formed instead.
+    error : float
+        Bound on the sine of the angle to the exact direction (residual over gap), 0 where it was formed.
+    """
+
+    direction: torch.Tensor
+    mean: torch.Tensor
+    passes: int
+    error: float
+
+
+class _Moments:
+    """Products with the centred second-moment matrix of [x | y], one pass over the rows each."""
+
+    def __init__(self, x: torch.Tensor, y: torch.Tensor | None, weight: torch.Tensor | None, shift: torch.Tensor):
+        self.x, self.y, self.weight = x, y, weight
+        self.shift = shift.to(x.dtype)
+        total = x.shape[0] if weight is None else float(weight.sum(dtype=torch.float64))
+        self.total = max(total, torch.finfo(torch.float64).tiny)
+        self.mean: torch.Tensor | None = None
+
+    def product(self, vectors: torch.Tensor) -> torch.Tensor:
+        """C v [p, b] in float64 on the CPU; vectors [p, b], float64, hold numbers of x's dtype."""
+        rows = vectors.T.to(self.x.device, self.x.dtype).contiguous()
+        product, sums = _ops.centred_product(self.x, self.shift, rows, self.y, self.weight)
+        delta = sums.cpu() / self.total
+        self.mean = self.shift.cpu().double() + delta
+        # sum w (v - mean)(v - mean)^T = sum w (v - shift)(v - shift)^T - total delta delta^T
+        return product.cpu().T - self.total * torch.outer(delta, delta @ vectors)
+
+
+class _Ritz(NamedTuple):
+    vectors: torch.Tensor  # [p, up to _BLOCK], the leading Ritz vectors
+    error: float
+    passes: int
+
+
+def _block_krylov(moments: _Moments, start: torch.Tensor, tol: float, max_passes: int) -> _Ritz:
+    """Leading eigenvectors by block Lanczos iteration with full orthogonalisation.
+
+    Every pass multiplies one block; a Rayleigh-Ritz step on all blocks so far gives the estimate v, theta. Stops when
+    ||C v - theta v|| / (theta_1 - theta_2), a bound on the sine of the angle to the eigenvector, is at most `tol`.
+    """
+    dtype = moments.x.dtype
+    basis = product = start.new_empty(start.shape[0], 0)
+    block = torch.linalg.qr(start).Q
+    for passes in range(1, max_passes + 1):
+        block = block.to(dtype).double()  # exactly what the kernel multiplies
+        basis = torch.cat([basis, block], 1)
+        product = torch.cat([product, moments.product(block)], 1)
+        # Rounding to dtype left the basis slightly oblique: solve the small problem in its own inner product.
+        root = torch.linalg.cholesky(basis.T @ basis)
+        small = torch.linalg.solve_triangular(root, basis.T @ product, upper=False)
+        small = torch.linalg.solve_triangular(root, small.T, upper=False)
+        theta, u = torch.linalg.eigh((small + small.T) / 2)
+        u = torch.linalg.solve_triangular(root.T, u.flip(1)[:, :_BLOCK], upper=True)
+        theta = theta.flip(0)
+        vectors = basis @ u
+        residual = torch.linalg.vector_norm(product @ u[:, 0] - theta[0] * vectors[:, 0])
+        gap = theta[0] - theta[1] if theta.numel() > 1 else theta[0]
+        error = float(residual / gap) if residual > 0 else 0.0
+        if error <= tol:
+            break
+        block = product[:, -block.shape[1] :]
+        for _ in range(2):
+            block = block - basis @ torch.cholesky_solve(basis.T @ block, root)
+        scale = torch.linalg.vector_norm(block, dim=0)
+        block = block[:, scale > 1e-12 * theta[0]]  # what is left is invariant under C up to rounding
+        if block.shape[1] == 0 or basis.shape[1] + block.shape[1] > basis.shape[0]:
+            break
+        block = torch.linalg.qr(block).Q
+    return _Ritz(vectors, error, passes)
+
+
+def _start_vectors(x: torch.Tensor, y: torch.Tensor | None, weight: torch.Tensor | None, tol: float) -> torch.Tensor:
+    """Start of the iteration on all rows: what the same iteration finds on evenly spaced rows."""
+    p = x.shape[1] + (0 if y is None else y.shape[1])
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(p, _BLOCK, generator=generator, dtype=torch.float64)
+    step = x.shape[0] // _SAMPLE_ROWS
+    if step < 4:
+        return start
+    part = _Moments(
+        x[::step].contiguous(),
+        None if y is None else y[::step].contiguous(),
+        None if weight is None else weight[::step].contiguous(),
+        _shift(x[::step], None if y is None else y[::step]),
+    )
+    return _block_krylov(part, start, tol, _SAMPLE_PASSES).vectors
+
+
+def _shift(x: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
+    """A point near the mean: the plain mean of evenly spaced rows, float64."""
+    step = max(1, x.shape[0] // _SAMPLE_ROWS)
+    parts = [x[::step]] if y is None else [x[::step], y[::step]]
+    return torch.cat([part.mean(0, dtype=torch.float64) for part in parts])
+
+
+def _by_moments(x: torch.Tensor, y: torch.Tensor | None, weight: torch.Tensor | None) -> tuple[torch.Tensor, Any]:
+    moments = _ops.gram(x, y, sample_weight=weight)
+    return torch.linalg.eigh(moments.gram.cpu()).eigenvectors[:, -1], moments.mean.cpu()
+
+
+def _first_component(
+    x: torch.Tensor, y: torch.Tensor | None, weight: torch.Tensor | None, tol: float, max_passes: int
+) -> Component:
+    """:func:`first_component` on tensors of one dtype and device."""
+    p = x.shape[1] + (0 if y is None else y.shape[1])
+    passes, error = 1, 0.0
+    if p <= _EXACT_WIDTH:
+        direction, mean = _by_moments(x, y, weight)
+    else:
+        moments = _Moments(x, y, weight, _shift(x, y))
+        ritz = _block_krylov(moments, _start_vectors(x, y, weight, tol), tol, max_passes)
+        direction, mean, passes, error = ritz.vectors[:, 0], moments.mean, ritz.passes, ritz.error
+        if not error <= tol and p <= _LARGEST_EXACT_WIDTH:
+            direction, mean = _by_moments(x, y, weight)
+            passes, error = passes + 1, 0.0
+        elif not error <= tol:
+            warnings.warn(
+                f"the first principal component did not converge in {passes} passes: its direction is within "
+                f"{error:.1e} radians, above tol={tol:.1e}. Raise max_passes, or tol if that is enough.",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
+    direction = direction / torch.linalg.vector_norm(direction)
+    largest = direction[torch.argmax(direction.abs())]
+    return Component(torch.where(largest < 0, -direction, direction), mean, passes, error)
+
+
+def first_component(
+    X: Any, *, sample_weight: Any = None, y: Any = None, tol: float = 1e-6, max_passes: int = 40
+) -> Component:
+    """First principal component of X, or of [X | y], by block Lanczos iteration on the fused centred product.
+
+    Maximises sum_i w_i ((v_i - mean) . d)^2 over unit vectors d, v = [X | y]. Up to 128 columns the second-moment
+    matrix is formed and decomposed. Above, each pass reads the rows once and multiplies 4 vectors; the start comes
+    from 2,048 evenly spaced rows. float64 whatever the data's dtype, except that products of float32 rows are summed
+    in float32 over 512 rows at a time.
+
+    Parameters
+    ----------
+    X : array [m, n]
+        NumPy, torch, CuPy or DLPack array; numbers other than float32 are taken as float64.
+    sample_weight : array [m], optional
+        Not negative, not all 0.
+    y : array [m] or [m, k], optional
+        Further columns.
+    tol : float, default 1e-6
+        Stop when the direction is certain within this angle in radians: residual norm over the gap between the two
+        largest Ritz values.
+    max_passes : int, default 40
+        Cap. An iteration that reaches it is replaced by a decomposition of the matrix up to 4,096 columns.
+
+    Returns
+    -------
+    Component
+        direction and mean (float64 tensors on the CPU), passes, error.
+
+    Warns
+    -----
+    sklearn.exceptions.ConvergenceWarning
+        If `max_passes` was reached with more than 4,096 columns.
+    """
+    x, y_, weight, _ = _enter(X, y, sample_weight)
+    return _first_component(x, y_, weight, tol, max_passes)
+
+
+def sorted_pca(
+    X: Any, n: int, *, sample_weight: Any = None, y: Any = None, tol: float = 1e-6, max_passes: int = 40
+) -> Any:
+    """Indices of `n` samples spread evenly along the first principal component of X, or of [X | y].
+
+    The samples serve as weight vectors of a first layer (Sorted PCA, thesis section 7.8.2). Every row is projected on
+    the component, the projections are sorted (equal ones stay in row order), and from `n` equal shares of the sorted
+    rows, or of their weight, the one in the middle of each is taken: rank floor((j + 1/2) m / n) for j = 0 .. n - 1.
+    Figure 7.14 takes ranks j m / n, which always holds the lowest sample and never the highest, and by its
+    ``arange(0, m - 1, m / n)`` one sample fewer for some sizes; middles treat both ends alike and always give n.
+
+    Parameters
+    ----------
+    X : array [m, n_features]
+        NumPy, torch, CuPy or DLPack array; numbers other than float32 are taken as float64.
+    n : int
+        How many, 1 to m.
+    sample_weight : array [m], optional
+        Not negative, not all 0. A sample that holds several shares is returned several times, one of weight 0 never;
+        weights of 1 are the same as none, and a weight of 2 the same as having the row twice.
+    y : array [m] or [m, k], optional
+        Take the component of [X | y], and project on it.
+    tol, max_passes
+        See :func:`first_component`.
+
+    Returns
+    -------
+    array of int64 [n]
+        Row indices in the order of their projections, in X's library and on its device.
+
+    Raises
+    ------
+    ValueError
+        If `n` is below 1 or above m, shapes do not match, or weights are negative or all 0.
+
+    Warns
+    -----
+    sklearn.exceptions.ConvergenceWarning
+        See :func:`first_component`.
+    """
+    x, y_, weight, origin = _enter(X, y, sample_weight)
+    m = x.shape[0]
+    if not 1 <= n <= m:
+        raise ValueError(f"sorted_pca: expected 1 <= n <= {m}, the number of samples, got n={n}")
+    component = _first_component(x, y_, weight, tol, max_passes)
+    projection = _ops.project_rows(x, component.mean.to(x.device), component.direction.to(x.device), y_)
+    order = torch.sort(projection, stable=True).indices
+    return origin.back(order[_evenly_spaced(n, m, None if weight is None else weight[order])])
+
+
+def _evenly_spaced(n: int, m: int, weight: torch.Tensor | None) -> torch.Tensor | slice:
+    """Positions among `m` sorted rows in the middle of `n` equal shares of their number or weight."""
+    odd = 2 * torch.arange(n, dtype=torch.int64) + 1
+    if weight is None:
+        return odd * m // (2 * n)
+    reached = torch.cumsum(weight.double(), 0)
+    middle = odd.to(weight.device) * reached[-1] / (2 * n)
+    return torch.searchsorted(reached, middle, right=True)
+
+
+def _enter(X: Any, y: Any, sample_weight: Any) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, Any]:
+    """X, y and weights as tensors of X's floating dtype on its device, checked, and where X came from."""
+    x, origin = to_torch(X)
+    if x.ndim != 2 or x.shape[0] == 0 or x.shape[1] == 0:
+        raise ValueError(f"expected X of shape [samples, features], at least one each, got {tuple(x.shape)}")
+    if x.is_complex():
+        raise ValueError("expected real numbers in X, got complex ones")
+    if x.dtype != torch.float32:
+        x = x.double()
+    if not torch.isfinite(x.sum(dtype=torch.float64)) and not torch.isfinite(x).all():
+        raise ValueError("expected finite numbers in X, got NaN or infinity")
+    columns = None
+    if y is not None:
+        columns = to_torch(y)[0].to(x.device, x.dtype)
+        columns = columns[:, None] if columns.ndim == 1 else columns
+        if columns.ndim != 2 or columns.shape[0] != x.shape[0]:
+            raise ValueError(f"expected y of {x.shape[0]} rows like X, got shape {tuple(columns.shape)}")
+        if not torch.isfinite(columns).all():
+            raise ValueError("expected finite numbers in y, got NaN or infinity")
+    weight = None
+    if sample_weight is not None:
+        weight = to_torch(sample_weight)[0].to(x.device, x.dtype)
+        if weight.shape != (x.shape[0],):
+            raise ValueError(f"expected sample_weight of shape ({x.shape[0]},), got {tuple(weight.shape)}")
+        if not (torch.isfinite(weight).all() and (weight >= 0).all() and (weight > 0).any()):
+            raise ValueError("expected sample_weight finite, not negative and not all 0")
+    return x, columns, weight, origin

@@ -6,6 +6,7 @@
 #include "common/launch.h"
 #include "common/math_probe.h"
 #include "platonic/gram.h"
+#include "platonic/sorted_pca.h"
 
 namespace py = pybind11;
 
@@ -74,11 +75,56 @@ void bind_gram(py::module_& m) {
         "Moments of [z | y]; see gram.h.");
 }
 
+// ---- sorted_pca ----
+
+void bind_sorted_pca(py::module_& m) {
+    const auto joined = [](bool is_double, int64_t rows, int64_t columns, int64_t row_stride, uintptr_t x, uintptr_t y,
+                           int64_t targets) {
+        return JoinedRows{
+            is_double, rows, columns, row_stride, reinterpret_cast<const void*>(x), reinterpret_cast<const void*>(y),
+            targets};
+    };
+    m.attr("max_product_vectors") = max_product_vectors;
+    m.def("product_slices", &product_slices, "Slices of rows that the CUDA kernel of centred_product cuts.");
+    m.def(
+        "centred_product",
+        [joined](bool is_double, int64_t rows, int64_t columns, int64_t row_stride, uintptr_t x, uintptr_t y,
+                 int64_t targets, uintptr_t row_weight, uintptr_t shift, uintptr_t vectors, int64_t count,
+                 uintptr_t product, uintptr_t sums, uintptr_t scratch, int device, int threads, uintptr_t stream) {
+            const CentredProductArgs args{joined(is_double, rows, columns, row_stride, x, y, targets),
+                                          reinterpret_cast<const void*>(row_weight),
+                                          reinterpret_cast<const void*>(shift),
+                                          reinterpret_cast<const void*>(vectors),
+                                          count,
+                                          reinterpret_cast<double*>(product),
+                                          reinterpret_cast<double*>(sums),
+                                          reinterpret_cast<double*>(scratch)};
+            py::gil_scoped_release release;
+            const Launch on{device, threads, reinterpret_cast<void*>(stream)};
+            PLATONIC_ON_DEVICE(centred_product, args, on);
+        },
+        "Products with the second moments of [x | y] about a shift; see sorted_pca.h.");
+    m.def(
+        "project_rows",
+        [joined](bool is_double, int64_t rows, int64_t columns, int64_t row_stride, uintptr_t x, uintptr_t y,
+                 int64_t targets, uintptr_t shift, uintptr_t direction, uintptr_t out, int device, int threads,
+                 uintptr_t stream) {
+            const ProjectRowsArgs args{joined(is_double, rows, columns, row_stride, x, y, targets),
+                                       reinterpret_cast<const double*>(shift),
+                                       reinterpret_cast<const double*>(direction), reinterpret_cast<double*>(out)};
+            py::gil_scoped_release release;
+            const Launch on{device, threads, reinterpret_cast<void*>(stream)};
+            PLATONIC_ON_DEVICE(project_rows, args, on);
+        },
+        "Rows of [x | y] on one direction; see sorted_pca.h.");
+}
+
 }  // namespace
 
 void bind_platonic(py::module_& m) {
     bind_math(m);
     bind_gram(m);
+    bind_sorted_pca(m);
 }
 
 }  // namespace platonic

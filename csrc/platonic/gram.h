@@ -48,7 +48,7 @@ struct GramArgs {
 };
 
 // Device scratch of the CUDA kernel: one partial result (second moments, sums, shift, weight) a slice of rows.
-int64_t gram_slices(int64_t rows);
+int64_t gram_slices(int64_t rows, int64_t p);
 int64_t gram_scratch_bytes(int64_t rows, int64_t p);
 
 namespace cpu {
