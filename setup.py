@@ -143,7 +143,7 @@ def ninja_file(target: Path, work: Path, cxx: str, cuda: Cuda | None, version: s
         lines += [
             "rule nvcc",
             f"  command = {cuda.nvcc} -O3 -std=c++17 {cuda.gencode()}{werror} -Xcompiler "
-            f"-fPIC,-fvisibility=hidden,-Wall {defines} -I{CSRC} -MD -MF $out.d -c $in -o $out",
+            f"-fPIC,-fvisibility=hidden,-Wall -DPLATONIC_CUDA -I{CSRC} -MD -MF $out.d -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
             "  description = nvcc $out",

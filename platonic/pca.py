@@ -13,10 +13,10 @@ from platonic_core.arrays import to_torch
 
 __all__ = ["first_component", "sorted_pca"]
 
-_BLOCK = 4  # vectors multiplied in one pass over the data
 _EXACT_WIDTH = 128  # up to here the whole second-moment matrix costs no more than a few passes
-_LARGEST_EXACT_WIDTH = 4096  # up to here it replaces an iteration that has not converged
-_SAMPLE_ROWS = 2048  # rows that give the start vectors
+_MATRIX_WIDTH = 4096  # up to here second-moment matrices are formed where that helps
+_BLOCK = 4  # vectors multiplied in one pass over the data
+_SAMPLE_ROWS = 2048  # evenly spaced rows that give the start vectors
 _SAMPLE_PASSES = 8
 
 
@@ -41,127 +41,121 @@ class Component(NamedTuple):
     error: float
 
 
-class _Moments:
+class _Rows:
     """Products with the centred second-moment matrix of [x | y], one pass over the rows each."""
 
-    def __init__(self, x: torch.Tensor, y: torch.Tensor | None, weight: torch.Tensor | None, shift: torch.Tensor):
+    def __init__(self, x: torch.Tensor, y: torch.Tensor | None, weight: torch.Tensor | None):
         self.x, self.y, self.weight = x, y, weight
-        self.shift = shift.to(x.dtype)
-        total = x.shape[0] if weight is None else float(weight.sum(dtype=torch.float64))
-        self.total = max(total, torch.finfo(torch.float64).tiny)
-        self.mean: torch.Tensor | None = None
+        self.total = float(x.shape[0] if weight is None else weight.sum(dtype=torch.float64))
+        self.width = x.shape[1] + (0 if y is None else y.shape[1])
+        parts = [part[:: max(1, x.shape[0] // 1024)].mean(0) for part in (x, y) if part is not None]
+        self.shift = torch.cat(parts)  # any point near the mean
+        self.mean = torch.zeros(self.width, dtype=torch.float64)
 
     def product(self, vectors: torch.Tensor) -> torch.Tensor:
         """C v [p, b] in float64 on the CPU; vectors [p, b], float64, hold numbers of x's dtype."""
         rows = vectors.T.to(self.x.device, self.x.dtype).contiguous()
         product, sums = _ops.centred_product(self.x, self.shift, rows, self.y, self.weight)
+        if not torch.isfinite(sums).all():
+            raise ValueError("expected finite numbers, got NaN or infinity (or sums that overflow)")
         delta = sums.cpu() / self.total
         self.mean = self.shift.cpu().double() + delta
         # sum w (v - mean)(v - mean)^T = sum w (v - shift)(v - shift)^T - total delta delta^T
         return product.cpu().T - self.total * torch.outer(delta, delta @ vectors)
 
+    def every(self, step: int) -> _Rows:
+        """Rows 0, step, 2 step, ..."""
+        x, y, weight = (None if t is None else t[::step].contiguous() for t in (self.x, self.y, self.weight))
+        return _Rows(x, y, weight)
+
+    def moments(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The matrix C [p, p] itself and the mean, float64 on the CPU."""
+        result = _ops.gram(self.x, self.y, sample_weight=self.weight)
+        if not torch.isfinite(result.mean).all():
+            raise ValueError("expected finite numbers, got NaN or infinity (or sums that overflow)")
+        return result.gram.cpu(), result.mean.cpu()
+
 
 class _Ritz(NamedTuple):
-    vectors: torch.Tensor  # [p, up to _BLOCK], the leading Ritz vectors
+    vectors: torch.Tensor  # [p, up to _BLOCK]: the leading Ritz vectors
     error: float
     passes: int
 
 
-def _block_krylov(moments: _Moments, start: torch.Tensor, tol: float, max_passes: int) -> _Ritz:
-    """Leading eigenvectors by block Lanczos iteration with full orthogonalisation.
+def _iterate(rows: _Rows, block: torch.Tensor, tol: float, max_passes: int) -> _Ritz:
+    """Leading eigenvectors of C by block Lanczos iteration with full orthogonalisation.
 
     Every pass multiplies one block; a Rayleigh-Ritz step on all blocks so far gives the estimate v, theta. Stops when
     ||C v - theta v|| / (theta_1 - theta_2), a bound on the sine of the angle to the eigenvector, is at most `tol`.
     """
-    dtype = moments.x.dtype
-    basis = product = start.new_empty(start.shape[0], 0)
-    block = torch.linalg.qr(start).Q
-    for passes in range(1, max_passes + 1):
-        block = block.to(dtype).double()  # exactly what the kernel multiplies
+    basis = result = block.new_empty(block.shape[0], 0)
+    block = torch.linalg.qr(block).Q
+    passes = 0
+    while passes < max_passes:
+        passes += 1
+        block = block.to(rows.x.dtype).double()  # exactly what the kernel multiplies
         basis = torch.cat([basis, block], 1)
-        product = torch.cat([product, moments.product(block)], 1)
+        result = torch.cat([result, rows.product(block)], 1)
         # Rounding to dtype left the basis slightly oblique: solve the small problem in its own inner product.
         root = torch.linalg.cholesky(basis.T @ basis)
-        small = torch.linalg.solve_triangular(root, basis.T @ product, upper=False)
+        small = torch.linalg.solve_triangular(root, basis.T @ result, upper=False)
         small = torch.linalg.solve_triangular(root, small.T, upper=False)
         theta, u = torch.linalg.eigh((small + small.T) / 2)
-        u = torch.linalg.solve_triangular(root.T, u.flip(1)[:, :_BLOCK], upper=True)
-        theta = theta.flip(0)
+        theta, u = theta.flip(0), torch.linalg.solve_triangular(root.T, u.flip(1)[:, :_BLOCK], upper=True)
         vectors = basis @ u
-        residual = torch.linalg.vector_norm(product @ u[:, 0] - theta[0] * vectors[:, 0])
-        gap = theta[0] - theta[1] if theta.numel() > 1 else theta[0]
-        error = float(residual / gap) if residual > 0 else 0.0
+        residual = result @ u[:, 0] - theta[0] * vectors[:, 0]
+        size = float(torch.linalg.vector_norm(residual))
+        gap = float(theta[0] - theta[1]) if theta.numel() > 1 else float(theta[0])
+        error = 0.0 if size == 0 else size / gap if gap > 0 else float("inf")
         if error <= tol:
             break
-        block = product[:, -block.shape[1] :]
+        block = result[:, -block.shape[1] :]
+        length = torch.linalg.vector_norm(block, dim=0)
         for _ in range(2):
             block = block - basis @ torch.cholesky_solve(basis.T @ block, root)
-        scale = torch.linalg.vector_norm(block, dim=0)
-        block = block[:, scale > 1e-12 * theta[0]]  # what is left is invariant under C up to rounding
+        block = block[:, torch.linalg.vector_norm(block, dim=0) > 1e-12 * length]  # else invariant up to rounding
         if block.shape[1] == 0 or basis.shape[1] + block.shape[1] > basis.shape[0]:
             break
         block = torch.linalg.qr(block).Q
     return _Ritz(vectors, error, passes)
 
 
-def _start_vectors(x: torch.Tensor, y: torch.Tensor | None, weight: torch.Tensor | None, tol: float) -> torch.Tensor:
-    """Start of the iteration on all rows: what the same iteration finds on evenly spaced rows."""
-    p = x.shape[1] + (0 if y is None else y.shape[1])
+def _leading(rows: _Rows, tol: float, max_passes: int) -> tuple[torch.Tensor, torch.Tensor, int, float]:
+    """(direction, mean, passes, error) by iteration, started from what it finds on evenly spaced rows."""
     generator = torch.Generator().manual_seed(0)
-    start = torch.randn(p, _BLOCK, generator=generator, dtype=torch.float64)
-    step = x.shape[0] // _SAMPLE_ROWS
-    if step < 4:
-        return start
-    part = _Moments(
-        x[::step].contiguous(),
-        None if y is None else y[::step].contiguous(),
-        None if weight is None else weight[::step].contiguous(),
-        _shift(x[::step], None if y is None else y[::step]),
-    )
-    return _block_krylov(part, start, tol, _SAMPLE_PASSES).vectors
-
-
-def _shift(x: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
-    """A point near the mean: the plain mean of evenly spaced rows, float64."""
-    step = max(1, x.shape[0] // _SAMPLE_ROWS)
-    parts = [x[::step]] if y is None else [x[::step], y[::step]]
-    return torch.cat([part.mean(0, dtype=torch.float64) for part in parts])
-
-
-def _by_moments(x: torch.Tensor, y: torch.Tensor | None, weight: torch.Tensor | None) -> tuple[torch.Tensor, Any]:
-    moments = _ops.gram(x, y, sample_weight=weight)
-    return torch.linalg.eigh(moments.gram.cpu()).eigenvectors[:, -1], moments.mean.cpu()
+    block = torch.randn(rows.width, _BLOCK, generator=generator, dtype=torch.float64)
+    step = rows.x.shape[0] // _SAMPLE_ROWS
+    if step >= 4 and (sample := rows.every(step)).total > 0:
+        block = _iterate(sample, block, tol, _SAMPLE_PASSES).vectors
+    ritz = _iterate(rows, block, tol, max_passes)
+    return ritz.vectors[:, 0], rows.mean, ritz.passes, ritz.error
 
 
 def _first_component(
     x: torch.Tensor, y: torch.Tensor | None, weight: torch.Tensor | None, tol: float, max_passes: int
 ) -> Component:
     """:func:`first_component` on tensors of one dtype and device."""
-    p = x.shape[1] + (0 if y is None else y.shape[1])
-    passes, error = 1, 0.0
-    if p <= _EXACT_WIDTH:
-        direction, mean = _by_moments(x, y, weight)
-    else:
-        moments = _Moments(x, y, weight, _shift(x, y))
-        ritz = _block_krylov(moments, _start_vectors(x, y, weight, tol), tol, max_passes)
-        direction, mean, passes, error = ritz.vectors[:, 0], moments.mean, ritz.passes, ritz.error
-        if not error <= tol and p <= _LARGEST_EXACT_WIDTH:
-            direction, mean = _by_moments(x, y, weight)
-            passes, error = passes + 1, 0.0
-        elif not error <= tol:
-            warnings.warn(
-                f"the first principal component did not converge in {passes} passes: its direction is within "
-                f"{error:.1e} radians, above tol={tol:.1e}. Raise max_passes, or tol if that is enough.",
-                ConvergenceWarning,
-                stacklevel=4,
-            )
+    rows = _Rows(x, y, weight)
+    passes, error = 0, float("inf")
+    if rows.width > _EXACT_WIDTH:
+        direction, mean, passes, error = _leading(rows, tol, max_passes)
+    if not error <= tol and rows.width <= _MATRIX_WIDTH:
+        matrix, mean = rows.moments()
+        direction, passes, error = torch.linalg.eigh(matrix).eigenvectors[:, -1], passes + 1, 0.0
+    if not error <= tol:
+        warnings.warn(
+            f"the first principal component did not converge in {passes} passes: its direction is within "
+            f"{error:.1e} radians, above tol={tol:.1e}. Raise max_passes, or tol if that is enough.",
+            ConvergenceWarning,
+            stacklevel=4,
+        )
     direction = direction / torch.linalg.vector_norm(direction)
     largest = direction[torch.argmax(direction.abs())]
     return Component(torch.where(largest < 0, -direction, direction), mean, passes, error)
 
 
 def first_component(
-    X: Any, *, sample_weight: Any = None, y: Any = None, tol: float = 1e-6, max_passes: int = 40
+    X: Any, *, sample_weight: Any = None, y: Any = None, tol: float = 3e-6, max_passes: int = 40
 ) -> Component:
     """First principal component of X, or of [X | y], by block Lanczos iteration on the fused centred product.
 
@@ -178,9 +172,9 @@ def first_component(
         Not negative, not all 0.
     y : array [m] or [m, k], optional
         Further columns.
-    tol : float, default 1e-6
+    tol : float, default 3e-6
         Stop when the direction is certain within this angle in radians: residual norm over the gap between the two
-        largest Ritz values.
+        largest Ritz values. It moves a row's projection by at most tol times the row's distance from the mean.
     max_passes : int, default 40
         Cap. An iteration that reaches it is replaced by a decomposition of the matrix up to 4,096 columns.
 
@@ -199,7 +193,7 @@ def first_component(
 
 
 def sorted_pca(
-    X: Any, n: int, *, sample_weight: Any = None, y: Any = None, tol: float = 1e-6, max_passes: int = 40
+    X: Any, n: int, *, sample_weight: Any = None, y: Any = None, tol: float = 3e-6, max_passes: int = 40
 ) -> Any:
     """Indices of `n` samples spread evenly along the first principal component of X, or of [X | y].
 
@@ -267,8 +261,6 @@ def _enter(X: Any, y: Any, sample_weight: Any) -> tuple[torch.Tensor, torch.Tens
         raise ValueError("expected real numbers in X, got complex ones")
     if x.dtype != torch.float32:
         x = x.double()
-    if not torch.isfinite(x.sum(dtype=torch.float64)) and not torch.isfinite(x).all():
-        raise ValueError("expected finite numbers in X, got NaN or infinity")
     columns = None
     if y is not None:
         columns = to_torch(y)[0].to(x.device, x.dtype)

@@ -87,11 +87,16 @@ PLATONIC_INLINE void dots_of(const Group<T>& g, const T* shift, const T* vectors
     if (c < g.columns) add_dots<T, B, false>(g, c, shift, vectors, size, dots);
 }
 
+// While these rows are read from cache, the next group's are fetched (past the end of the data that does nothing).
 template <class T, int B>
-PLATONIC_INLINE void rows_of(const Group<T>& g, const T* shift, int64_t size, const T (&factors)[group_rows][B + 1],
-                             T* acc) {
+PLATONIC_INLINE void rows_of(const Group<T>& g, int64_t stride, const T* shift, int64_t size,
+                             const T (&factors)[group_rows][B + 1], T* acc) {
     int64_t c = 0;
-    for (; c + lanes<T> <= g.columns; c += lanes<T>) add_rows<T, B, true>(g, c, shift, size, factors, acc);
+    for (; c + lanes<T> <= g.columns; c += lanes<T>) {
+#pragma GCC unroll 4
+        for (int r = 0; r < group_rows; ++r) __builtin_prefetch(g.row[r] + group_rows * stride + c, 0, 2);
+        add_rows<T, B, true>(g, c, shift, size, factors, acc);
+    }
     if (c < g.columns) add_rows<T, B, false>(g, c, shift, size, factors, acc);
 }
 
@@ -113,8 +118,8 @@ void run_product(const CentredProductArgs& a, const PaddedColumns& padded, const
             for (int b = 0; b < B; ++b) factors[r][b] = w * sum_lanes<T>(dots[r][b]);
             factors[r][B] = w;
         }
-        rows_of<T, B>(x, shift, padded.size, factors, acc);
-        rows_of<T, B>(y, shift, padded.size, factors, acc);
+        rows_of<T, B>(x, d.row_stride, shift, padded.size, factors, acc);
+        rows_of<T, B>(y, d.targets, shift, padded.size, factors, acc);
     }
 }
 
