@@ -109,6 +109,8 @@ def _gram(
     y = _check(y, "y", (m, targets), x, "gram")
     sample_weight = _check(sample_weight, "sample_weight", (m,), x, "gram")
     p = width + targets
+    if p == 0:
+        raise ValueError("gram: expected at least one column of [z | y], got none")
     gram = torch.empty(p, p, dtype=torch.float64, device=x.device)
     mean = torch.empty(p, dtype=torch.float64, device=x.device)
     total = torch.empty((), dtype=torch.float64, device=x.device)
@@ -177,6 +179,14 @@ def gram(
     """
     *moments, z = _gram(x, y, sample_weight, weight, bias, activation, x_mean, x_scale, z_out)
     return (Moments(*moments), z) if z_out else Moments(*moments)
+
+
+def use_gram_kernel(rows: int, width: int, dtype: torch.dtype, fused: bool = False) -> bool:
+    """Whether :func:`gram` is the faster way to the moments of `width` = width of z + columns of y.
+
+    Measured against centring and multiplying by way of BLAS, see benchmarks/bench_gram.py.
+    """
+    return rows >= 1024 and width <= 256
 
 
 def merge_moments(a: Moments, b: Moments) -> Moments:

@@ -11,7 +11,7 @@ from sklearn.exceptions import ConvergenceWarning
 from platonic import _ops
 from platonic_core.arrays import to_torch
 
-__all__ = ["first_component", "sorted_pca"]
+__all__ = ["Component", "first_component", "sorted_pca", "sorted_pca_rows"]
 
 _EXACT_WIDTH = 128  # up to here the whole second-moment matrix costs no more than a few passes
 _MATRIX_WIDTH = 4096  # up to here second-moment matrices are formed where that helps
@@ -236,13 +236,27 @@ def sorted_pca(
     m = x.shape[0]
     if not 1 <= n <= m:
         raise ValueError(f"sorted_pca: expected 1 <= n <= {m}, the number of samples, got n={n}")
-    component = _first_component(x, y_, weight, tol, max_passes)
-    projection = _ops.project_rows(x, component.mean.to(x.device), component.direction.to(x.device), y_)
+    return origin.back(sorted_pca_rows(x, n, weight, y_, tol, max_passes))
+
+
+def sorted_pca_rows(
+    x: torch.Tensor,
+    n: int,
+    weight: torch.Tensor | None = None,
+    y: torch.Tensor | None = None,
+    tol: float = 3e-6,
+    max_passes: int = 40,
+) -> torch.Tensor:
+    """:func:`sorted_pca` on tensors of one device that need no checks; y and weight are taken in x's dtype."""
+    weight = None if weight is None else weight.to(x.dtype)
+    y = None if y is None else y.to(x.dtype)
+    component = _first_component(x, y, weight, tol, max_passes)
+    projection = _ops.project_rows(x, component.mean.to(x.device), component.direction.to(x.device), y)
     order = torch.sort(projection, stable=True).indices
-    return origin.back(order[_evenly_spaced(n, m, None if weight is None else weight[order])])
+    return order[_evenly_spaced(n, x.shape[0], None if weight is None else weight[order]).to(x.device)]
 
 
-def _evenly_spaced(n: int, m: int, weight: torch.Tensor | None) -> torch.Tensor | slice:
+def _evenly_spaced(n: int, m: int, weight: torch.Tensor | None) -> torch.Tensor:
     """Positions among `m` sorted rows in the middle of `n` equal shares of their number or weight."""
     odd = 2 * torch.arange(n, dtype=torch.int64) + 1
     if weight is None:
