@@ -181,12 +181,14 @@ def gram(
     return (Moments(*moments), z) if z_out else Moments(*moments)
 
 
-def use_gram_kernel(rows: int, width: int, dtype: torch.dtype, fused: bool = False) -> bool:
-    """Whether :func:`gram` is the faster way to the moments of `width` = width of z + columns of y.
+def use_gram_kernel(rows: int, width: int, dtype: torch.dtype, inputs: int = 0) -> bool:
+    """Whether :func:`gram` beats multiplying in chunks by way of BLAS, by shape and dtype alone.
 
-    Measured against centring and multiplying by way of BLAS, see benchmarks/bench_gram.py.
+    `width` counts the columns of [z | y], `inputs` those of x where a layer is fused, else 0. Measured by
+    benchmarks/bench_gram.py on a 2-core Cascade Lake: ahead at every number of rows, in both dtypes, up to 512
+    columns and, with a layer, up to 256 inputs; beyond, BLAS's blocking for larger caches wins.
     """
-    return rows >= 1024 and width <= 256
+    return rows > 0 and dtype in (torch.float32, torch.float64) and 0 < width <= 512 and inputs <= 256
 
 
 def merge_moments(a: Moments, b: Moments) -> Moments:

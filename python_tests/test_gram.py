@@ -221,4 +221,7 @@ def test_opcheck():
 
 def test_dispatch_depends_on_shape_and_dtype_only():
     assert use_gram_kernel(60_000, 64, torch.float32)
+    assert use_gram_kernel(60_000, 64, torch.float64, inputs=200)
     assert not use_gram_kernel(60_000, 4096, torch.float32)
+    assert not use_gram_kernel(60_000, 64, torch.float32, inputs=784)
+    assert not use_gram_kernel(60_000, 64, torch.float16)
