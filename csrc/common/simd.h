@@ -63,6 +63,32 @@ PLATONIC_INLINE vec_t<T> load(const T* p) {
     std::memcpy(&v, p, sizeof v);
     return v;
 }
+// The first `count` <= lanes elements at p, the rest zero, reading nothing beyond.
+#if defined(__AVX512F__)
+PLATONIC_INLINE vfloat load_some(const float* p, int64_t count) {
+    return (vfloat)_mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1), p);
+}
+PLATONIC_INLINE vdouble load_some(const double* p, int64_t count) {
+    return (vdouble)_mm512_maskz_loadu_pd((__mmask8)((1u << count) - 1), p);
+}
+#elif defined(__AVX2__)
+PLATONIC_INLINE vfloat load_some(const float* p, int64_t count) {
+    const vint32 inside = vint32{0, 1, 2, 3, 4, 5, 6, 7} < (vint32{} + static_cast<int32_t>(count));
+    return (vfloat)_mm256_maskload_ps(p, (__m256i)inside);
+}
+PLATONIC_INLINE vdouble load_some(const double* p, int64_t count) {
+    const vint64 inside = vint64{0, 1, 2, 3} < (vint64{} + count);
+    return (vdouble)_mm256_maskload_pd(p, (__m256i)inside);
+}
+#else
+template <class T>
+PLATONIC_INLINE vec_t<T> load_some(const T* p, int64_t count) {
+    vec_t<T> v = {};
+    for (int64_t i = 0; i < count; ++i) v[i] = p[i];
+    return v;
+}
+#endif
+
 template <class T>
 PLATONIC_INLINE void store(T* p, vec_t<T> v) {
     std::memcpy(p, &v, sizeof v);

@@ -10,8 +10,17 @@
 #include "common/launch.h"
 #include "common/math_probe.h"
 #include "platonic/fit_narrow.h"
+#include "platonic/gram.h"
+#include "platonic/sorted_pca.h"
 
 namespace py = pybind11;
+
+// Runs kernel(args, on) where `on` says.
+#if defined(PLATONIC_CUDA)
+#define PLATONIC_ON_DEVICE(kernel, args, on) ((on).device < 0 ? cpu::kernel(args, on) : cuda::kernel(args, on))
+#else
+#define PLATONIC_ON_DEVICE(kernel, args, on) ((on).device < 0 ? cpu::kernel(args, on) : no_cuda(#kernel))
+#endif
 
 namespace platonic {
 namespace {
@@ -83,14 +92,91 @@ void bind_fit_narrow(py::module_& m) {
                                  pointer<double>(scratch)};
             const Launch on{device, threads, pointer<void>(stream)};
             py::gil_scoped_release release;
-            if (device < 0) return cpu::fit_narrow(args, on);
-#if defined(PLATONIC_CUDA)
-            cuda::fit_narrow(args, on);
-#else
-            no_cuda("fit_narrow");
-#endif
+            PLATONIC_ON_DEVICE(fit_narrow, args, on);
         },
         "Fits layers; the arguments are those of FitNarrow in fit_narrow.h, in its order.");
+}
+
+// ---- gram ----
+
+void bind_gram(py::module_& m) {
+    m.def("gram_scratch_bytes", &gram_scratch_bytes, "Bytes of device scratch for (rows, p).");
+    m.def(
+        "gram",
+        [](bool is_double, int64_t rows, int64_t columns, int64_t row_stride, uintptr_t x, uintptr_t x_mean,
+           uintptr_t x_factor, uintptr_t weight, uintptr_t bias, int activation, int64_t width, uintptr_t y,
+           int64_t targets, uintptr_t row_weight, uintptr_t z, uintptr_t gram, uintptr_t mean, uintptr_t total,
+           uintptr_t scratch, int device, int threads, uintptr_t stream) {
+            const auto in = [](uintptr_t p) { return reinterpret_cast<const void*>(p); };
+            const auto out = [](uintptr_t p) { return reinterpret_cast<double*>(p); };
+            const GramArgs args{is_double,
+                                rows,
+                                columns,
+                                row_stride,
+                                in(x),
+                                in(x_mean),
+                                in(x_factor),
+                                in(weight),
+                                in(bias),
+                                activation,
+                                width,
+                                in(y),
+                                targets,
+                                in(row_weight),
+                                reinterpret_cast<void*>(z),
+                                out(gram),
+                                out(mean),
+                                out(total),
+                                reinterpret_cast<void*>(scratch)};
+            py::gil_scoped_release release;
+            const Launch on{device, threads, reinterpret_cast<void*>(stream)};
+            PLATONIC_ON_DEVICE(gram, args, on);
+        },
+        "Moments of [z | y]; see gram.h.");
+}
+
+// ---- sorted_pca ----
+
+void bind_sorted_pca(py::module_& m) {
+    const auto joined = [](bool is_double, int64_t rows, int64_t columns, int64_t row_stride, uintptr_t x, uintptr_t y,
+                           int64_t targets) {
+        return JoinedRows{
+            is_double, rows, columns, row_stride, reinterpret_cast<const void*>(x), reinterpret_cast<const void*>(y),
+            targets};
+    };
+    m.attr("max_product_vectors") = max_product_vectors;
+    m.def("product_slices", &product_slices, "Slices of rows that the CUDA kernel of centred_product cuts.");
+    m.def(
+        "centred_product",
+        [joined](bool is_double, int64_t rows, int64_t columns, int64_t row_stride, uintptr_t x, uintptr_t y,
+                 int64_t targets, uintptr_t row_weight, uintptr_t shift, uintptr_t vectors, int64_t count,
+                 uintptr_t product, uintptr_t sums, uintptr_t scratch, int device, int threads, uintptr_t stream) {
+            const CentredProductArgs args{joined(is_double, rows, columns, row_stride, x, y, targets),
+                                          reinterpret_cast<const void*>(row_weight),
+                                          reinterpret_cast<const void*>(shift),
+                                          reinterpret_cast<const void*>(vectors),
+                                          count,
+                                          reinterpret_cast<double*>(product),
+                                          reinterpret_cast<double*>(sums),
+                                          reinterpret_cast<double*>(scratch)};
+            py::gil_scoped_release release;
+            const Launch on{device, threads, reinterpret_cast<void*>(stream)};
+            PLATONIC_ON_DEVICE(centred_product, args, on);
+        },
+        "Products with the second moments of [x | y] about a shift; see sorted_pca.h.");
+    m.def(
+        "project_rows",
+        [joined](bool is_double, int64_t rows, int64_t columns, int64_t row_stride, uintptr_t x, uintptr_t y,
+                 int64_t targets, uintptr_t shift, uintptr_t direction, uintptr_t out, int device, int threads,
+                 uintptr_t stream) {
+            const ProjectRowsArgs args{joined(is_double, rows, columns, row_stride, x, y, targets),
+                                       reinterpret_cast<const double*>(shift),
+                                       reinterpret_cast<const double*>(direction), reinterpret_cast<double*>(out)};
+            py::gil_scoped_release release;
+            const Launch on{device, threads, reinterpret_cast<void*>(stream)};
+            PLATONIC_ON_DEVICE(project_rows, args, on);
+        },
+        "Rows of [x | y] on one direction; see sorted_pca.h.");
 }
 
 }  // namespace
@@ -98,6 +184,8 @@ void bind_fit_narrow(py::module_& m) {
 void bind_platonic(py::module_& m) {
     bind_math(m);
     bind_fit_narrow(m);
+    bind_gram(m);
+    bind_sorted_pca(m);
 }
 
 }  // namespace platonic

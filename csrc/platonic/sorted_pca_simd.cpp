@@ -1,0 +1,200 @@
+// Rows are taken in small groups that stay in the first-level cache: their dot products with all vectors first, then
+// the sum of the rows weighted by those. So memory is read once a pass, whatever the number of vectors.
+#include "platonic/sorted_pca_simd.h"
+
+#include "common/simd.h"
+
+namespace platonic {
+namespace PLATONIC_ISA {
+namespace {
+
+// group_rows x 4 accumulators, group_rows rows and a vector fit the registers.
+constexpr int group_rows = vector_registers >= 32 ? 4 : 2;
+
+PLATONIC_INLINE vfloat swap_lanes(vfloat v, int distance) {
+    vint32 index;
+    for (int i = 0; i < lanes<float>; ++i) index[i] = i ^ distance;
+    return __builtin_shuffle(v, index);
+}
+PLATONIC_INLINE vdouble swap_lanes(vdouble v, int distance) {
+    vint64 index;
+    for (int i = 0; i < lanes<double>; ++i) index[i] = i ^ distance;
+    return __builtin_shuffle(v, index);
+}
+
+// Sum over lanes by halving.
+template <class T>
+PLATONIC_INLINE T sum_lanes(vec_t<T> v) {
+#pragma GCC unroll 4
+    for (int distance = lanes<T> / 2; distance > 0; distance /= 2) v += swap_lanes(v, distance);
+    return v[0];
+}
+
+// A group of rows of x or y; rows past the end repeat the last one.
+template <class T>
+struct Group {
+    const T* row[group_rows];
+    int64_t columns, start;  // start: of its columns in padded vectors
+
+    Group(const void* data, int64_t stride, int64_t columns, int64_t start, int64_t first, int64_t rows)
+        : columns(columns), start(start) {
+        for (int r = 0; r < group_rows; ++r)
+            row[r] = static_cast<const T*>(data) + (first + (r < rows ? r : rows - 1)) * stride;
+    }
+};
+
+template <class T, bool whole>
+PLATONIC_INLINE vec_t<T> load_columns(const T* p, int64_t count) {
+    return whole ? load(p) : load_some(p, count);
+}
+
+// dots[r][b] += (row[r] - shift) . vectors[b] over one vector of columns.
+template <class T, int B, bool whole>
+PLATONIC_INLINE void add_dots(const Group<T>& g, int64_t c, const T* shift, const T* vectors, int64_t size,
+                              vec_t<T> (&dots)[group_rows][B]) {
+    const vec_t<T> s = load(shift + g.start + c);
+#pragma GCC unroll 4
+    for (int r = 0; r < group_rows; ++r) {
+        const vec_t<T> v = load_columns<T, whole>(g.row[r] + c, g.columns - c) - s;
+#pragma GCC unroll 4
+        for (int b = 0; b < B; ++b) dots[r][b] += v * load(vectors + b * size + g.start + c);
+    }
+}
+
+// acc[b] += sum_r factors[r][b] (row[r] - shift) over one vector of columns; factors[r][B] is the row's weight.
+template <class T, int B, bool whole>
+PLATONIC_INLINE void add_rows(const Group<T>& g, int64_t c, const T* shift, int64_t size,
+                              const T (&factors)[group_rows][B + 1], T* acc) {
+    const vec_t<T> s = load(shift + g.start + c);
+    vec_t<T> v[group_rows];
+#pragma GCC unroll 4
+    for (int r = 0; r < group_rows; ++r) v[r] = load_columns<T, whole>(g.row[r] + c, g.columns - c) - s;
+#pragma GCC unroll 5
+    for (int b = 0; b <= B; ++b) {
+        T* out = acc + b * size + g.start + c;
+        vec_t<T> sum = load(out);
+#pragma GCC unroll 4
+        for (int r = 0; r < group_rows; ++r) sum += v[r] * splat<T>(factors[r][b]);
+        store(out, sum);
+    }
+}
+
+template <class T, int B>
+PLATONIC_INLINE void dots_of(const Group<T>& g, const T* shift, const T* vectors, int64_t size,
+                             vec_t<T> (&dots)[group_rows][B]) {
+    int64_t c = 0;
+    for (; c + lanes<T> <= g.columns; c += lanes<T>) add_dots<T, B, true>(g, c, shift, vectors, size, dots);
+    if (c < g.columns) add_dots<T, B, false>(g, c, shift, vectors, size, dots);
+}
+
+// While these rows are read from cache, the next group's are fetched (past the end of the data that does nothing).
+template <class T, int B>
+PLATONIC_INLINE void rows_of(const Group<T>& g, int64_t stride, const T* shift, int64_t size,
+                             const T (&factors)[group_rows][B + 1], T* acc) {
+    int64_t c = 0;
+    for (; c + lanes<T> <= g.columns; c += lanes<T>) {
+#pragma GCC unroll 4
+        for (int r = 0; r < group_rows; ++r) __builtin_prefetch(g.row[r] + group_rows * stride + c, 0, 2);
+        add_rows<T, B, true>(g, c, shift, size, factors, acc);
+    }
+    if (c < g.columns) add_rows<T, B, false>(g, c, shift, size, factors, acc);
+}
+
+template <class T, int B>
+void run_product(const CentredProductArgs& a, const PaddedColumns& padded, const T* shift, const T* vectors,
+                 int64_t first, int64_t rows, T* acc) {
+    const JoinedRows& d = a.data;
+    const T* weight = static_cast<const T*>(a.row_weight);
+    for (int64_t done = 0; done < rows; done += group_rows) {
+        const int64_t row = first + done, here = rows - done < group_rows ? rows - done : group_rows;
+        const Group<T> x(d.x, d.row_stride, d.columns, 0, row, here);
+        const Group<T> y(d.y, d.targets, d.targets, padded.y_start, row, here);
+        vec_t<T> dots[group_rows][B] = {};
+        dots_of<T, B>(x, shift, vectors, padded.size, dots);
+        dots_of<T, B>(y, shift, vectors, padded.size, dots);
+        T factors[group_rows][B + 1];
+        for (int r = 0; r < group_rows; ++r) {
+            const T w = r >= here ? T(0) : weight == nullptr ? T(1) : weight[row + r];
+            for (int b = 0; b < B; ++b) factors[r][b] = w * sum_lanes<T>(dots[r][b]);
+            factors[r][B] = w;
+        }
+        rows_of<T, B>(x, d.row_stride, shift, padded.size, factors, acc);
+        rows_of<T, B>(y, d.targets, shift, padded.size, factors, acc);
+    }
+}
+
+template <class T>
+void choose_product(const CentredProductArgs& a, const PaddedColumns& padded, const void* shift, const void* vectors,
+                    int64_t first, int64_t rows, void* acc) {
+    const T *s = static_cast<const T*>(shift), *v = static_cast<const T*>(vectors);
+    T* out = static_cast<T*>(acc);
+    switch (a.count) {
+        case 1:
+            return run_product<T, 1>(a, padded, s, v, first, rows, out);
+        case 2:
+            return run_product<T, 2>(a, padded, s, v, first, rows, out);
+        case 3:
+            return run_product<T, 3>(a, padded, s, v, first, rows, out);
+        default:
+            return run_product<T, 4>(a, padded, s, v, first, rows, out);
+    }
+}
+
+typedef float vhalf __attribute__((vector_size(PLATONIC_VECTOR_BYTES / 2)));
+
+PLATONIC_INLINE vdouble load_double(const double* p) { return load(p); }
+PLATONIC_INLINE vdouble load_double(const float* p) {
+    vhalf v;
+    std::memcpy(&v, p, sizeof v);
+    return __builtin_convertvector(v, vdouble);
+}
+
+template <class T>
+PLATONIC_INLINE void add_projection(const Group<T>& g, const double* shift, const double* direction,
+                                    vdouble (&sum)[group_rows]) {
+    constexpr int64_t L = lanes<double>;
+    for (int64_t c = 0; c < g.columns; c += L) {
+        const vdouble s = load(shift + g.start + c), d = load(direction + g.start + c);
+        const bool whole = c + L <= g.columns;
+#pragma GCC unroll 4
+        for (int r = 0; r < group_rows; ++r) {
+            T tail[L] = {};
+            if (!whole) std::memcpy(tail, g.row[r] + c, (g.columns - c) * sizeof(T));
+            sum[r] += (load_double(whole ? g.row[r] + c : tail) - s) * d;
+        }
+    }
+}
+
+template <class T>
+void run_projection(const ProjectRowsArgs& a, const PaddedColumns& padded, const double* shift, const double* direction,
+                    int64_t first, int64_t rows) {
+    const JoinedRows& d = a.data;
+    for (int64_t done = 0; done < rows; done += group_rows) {
+        const int64_t row = first + done, here = rows - done < group_rows ? rows - done : group_rows;
+        vdouble sum[group_rows] = {};
+        add_projection(Group<T>(d.x, d.row_stride, d.columns, 0, row, here), shift, direction, sum);
+        add_projection(Group<T>(d.y, d.targets, d.targets, padded.y_start, row, here), shift, direction, sum);
+        for (int r = 0; r < here; ++r) a.out[row + r] = sum_lanes<double>(sum[r]);
+    }
+}
+
+}  // namespace
+
+void product_chunk(const CentredProductArgs& args, const PaddedColumns& padded, const void* shift, const void* vectors,
+                   int64_t first, int64_t rows, void* acc) {
+    if (args.data.is_double)
+        choose_product<double>(args, padded, shift, vectors, first, rows, acc);
+    else
+        choose_product<float>(args, padded, shift, vectors, first, rows, acc);
+}
+
+void project_chunk(const ProjectRowsArgs& args, const PaddedColumns& padded, const double* shift,
+                   const double* direction, int64_t first, int64_t rows) {
+    if (args.data.is_double)
+        run_projection<double>(args, padded, shift, direction, first, rows);
+    else
+        run_projection<float>(args, padded, shift, direction, first, rows);
+}
+
+}  // namespace PLATONIC_ISA
+}  // namespace platonic
