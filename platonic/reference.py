@@ -152,3 +152,43 @@ def sorted_pca(X: Any, n: int, sample_weight: Any = None, y: Any = None) -> tupl
     w = np.ones(len(X)) if sample_weight is None else np.asarray(sample_weight, np.float64)[order]
     reached = np.cumsum(w)
     return order[np.searchsorted(reached, (2 * np.arange(n) + 1) * reached[-1] / (2 * n), side="right")], projection
+
+
+# ---- batched_ridge, rolling_ridge ----
+
+
+def batched_ridge(
+    x: np.ndarray, y: np.ndarray, l2: np.ndarray, fit_intercept: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ridge of y [B, m, r] on x [B, m, p] for every l2 [L]: weights [B, L, p, r] and intercepts [B, L, r]."""
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    mean_x = x.mean(1, keepdims=True) * fit_intercept
+    mean_y = y.mean(1, keepdims=True) * fit_intercept
+    weights = gram_ridge(np.swapaxes(x - mean_x, 1, 2) @ (x - mean_x), np.swapaxes(x - mean_x, 1, 2) @ (y - mean_y), l2)
+    return weights, (mean_y[:, None] - mean_x[:, None] @ weights)[:, :, 0]
+
+
+def gram_ridge(gram: np.ndarray, right: np.ndarray, l2: np.ndarray) -> np.ndarray:
+    """(G_b + l2 I) W = C_b for the lower triangles of G [B, p, p], C [B, p, r] and every l2 [L]: W [B, L, p, r]."""
+    lower = np.tril(np.asarray(gram, np.float64))
+    full = lower + np.swapaxes(np.tril(lower, -1), 1, 2)
+    shifted = full[:, None] + np.asarray(l2, np.float64)[:, None, None] * np.eye(gram.shape[1])
+    return np.linalg.solve(
+        shifted, np.broadcast_to(np.asarray(right, np.float64)[:, None], (*shifted.shape[:3], right.shape[2]))
+    )
+
+
+def rolling_ridge(
+    x: np.ndarray, y: np.ndarray, window: int, l2: float, fit_intercept: bool, min_periods: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ridge of y [n, r] on x [n, p] in every window of rows, a fit each: weights [n, p, r], intercepts [n, r]."""
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    weights = np.full((len(x), x.shape[1], y.shape[1]), np.nan)
+    intercepts = np.full((len(x), y.shape[1]), np.nan)
+    usable = np.isfinite(x).all(1) & np.isfinite(y).all(1)
+    for t in range(len(x)):
+        rows = np.flatnonzero(usable[max(0, t - window + 1) : t + 1]) + max(0, t - window + 1)
+        if len(rows) >= min_periods:
+            fit = batched_ridge(x[None, rows], y[None, rows], np.array([l2]), fit_intercept)
+            weights[t], intercepts[t] = fit[0][0, 0], fit[1][0, 0]
+    return weights, intercepts

@@ -119,7 +119,7 @@ PLATONIC_INLINE vdouble min(vdouble a, vdouble b) { return a < b ? a : b; }
 
 PLATONIC_INLINE vfloat sqrt(vfloat a) {
 #if defined(__AVX512F__)
-    return (vfloat)_mm512_sqrt_ps((__m512)a);
+    return (vfloat)_mm512_maskz_sqrt_ps(0xffff, (__m512)a);
 #elif defined(__AVX2__)
     return (vfloat)_mm256_sqrt_ps((__m256)a);
 #else
@@ -129,7 +129,7 @@ PLATONIC_INLINE vfloat sqrt(vfloat a) {
 }
 PLATONIC_INLINE vdouble sqrt(vdouble a) {
 #if defined(__AVX512F__)
-    return (vdouble)_mm512_sqrt_pd((__m512d)a);
+    return (vdouble)_mm512_maskz_sqrt_pd(0xff, (__m512d)a);
 #elif defined(__AVX2__)
     return (vdouble)_mm256_sqrt_pd((__m256d)a);
 #else

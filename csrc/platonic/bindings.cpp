@@ -9,8 +9,10 @@
 #include "common/activation.h"
 #include "common/launch.h"
 #include "common/math_probe.h"
+#include "platonic/batched_ridge.h"
 #include "platonic/fit_narrow.h"
 #include "platonic/gram.h"
+#include "platonic/rolling_ridge.h"
 #include "platonic/sorted_pca.h"
 
 namespace py = pybind11;
@@ -65,9 +67,9 @@ void bind_fit_narrow(py::module_& m) {
         "Doubles of scratch that fit_narrow needs on a CUDA device.");
     m.def(
         "fit_narrow",
-        [](int64_t m, int64_t k, int64_t n_tries, int64_t width_max, const std::vector<int64_t>& widths,
-           int activation, std::array<double, 5> rule, bool relative, bool weighted, std::array<uintptr_t, 12> p,
-           uintptr_t scratch, int device, int threads, uintptr_t stream) {
+        [](int64_t m, int64_t k, int64_t n_tries, int64_t width_max, const std::vector<int64_t>& widths, int activation,
+           std::array<double, 5> rule, bool relative, bool weighted, std::array<uintptr_t, 12> p, uintptr_t scratch,
+           int device, int threads, uintptr_t stream) {
             const FitNarrow args{m,
                                  k,
                                  static_cast<int64_t>(widths.size()) - 1,
@@ -179,6 +181,74 @@ void bind_sorted_pca(py::module_& m) {
         "Rows of [x | y] on one direction; see sorted_pca.h.");
 }
 
+// ---- batched_ridge ----
+
+template <class Systems>
+void run_batched_ridge(const Systems& systems, const Launch& on) {
+    const py::gil_scoped_release release;
+    PLATONIC_ON_DEVICE(batched_ridge, systems, on);
+}
+
+template <class T>
+void batched_ridge_gram(uintptr_t gram, uintptr_t right, uintptr_t l2, uintptr_t weights, uintptr_t status,
+                        int64_t batch, int64_t p, int64_t r, int64_t grid, double tolerance, int device, int threads,
+                        uintptr_t stream) {
+    run_batched_ridge(GramSystems<T>{pointer<T>(gram), pointer<T>(right), pointer<double>(l2), pointer<T>(weights),
+                                     pointer<int32_t>(status), batch, p, r, grid, tolerance},
+                      Launch{device, threads, pointer<void>(stream)});
+}
+
+template <class T>
+void batched_ridge_data(uintptr_t x, uintptr_t y, uintptr_t l2, uintptr_t weights, uintptr_t intercepts,
+                        uintptr_t status, int64_t batch, int64_t m, int64_t p, int64_t r, int64_t grid,
+                        double tolerance, int device, int threads, uintptr_t stream) {
+    run_batched_ridge(DataSystems<T>{pointer<T>(x), pointer<T>(y), pointer<double>(l2), pointer<T>(weights),
+                                     pointer<T>(intercepts), pointer<int32_t>(status), batch, m, p, r, grid, tolerance},
+                      Launch{device, threads, pointer<void>(stream)});
+}
+
+void bind_batched_ridge(py::module_& m) {
+    m.def("batched_ridge_gram_float32", &batched_ridge_gram<float>);
+    m.def("batched_ridge_gram_float64", &batched_ridge_gram<double>);
+    m.def("batched_ridge_data_float32", &batched_ridge_data<float>);
+    m.def("batched_ridge_data_float64", &batched_ridge_data<double>);
+}
+
+// ---- rolling_ridge ----
+
+template <class T>
+void rolling_ridge(uintptr_t x, uintptr_t y, uintptr_t weights, uintptr_t intercepts, uintptr_t status, int64_t n,
+                   int64_t p, int64_t r, int64_t window, int64_t min_periods, int64_t segment, double l2,
+                   double tolerance, int device, int threads, uintptr_t stream) {
+    const RollingRidge<T> task{pointer<T>(x),
+                               pointer<T>(y),
+                               pointer<T>(weights),
+                               pointer<T>(intercepts),
+                               pointer<int32_t>(status),
+                               n,
+                               p,
+                               r,
+                               window,
+                               min_periods,
+                               segment,
+                               l2,
+                               tolerance};
+    const Launch on{device, threads, pointer<void>(stream)};
+    const py::gil_scoped_release release;
+    if (device < 0) return cpu::rolling_ridge(task, on);
+#if defined(PLATONIC_CUDA)
+    cuda::rolling_ridge(task, on);
+#else
+    no_cuda("rolling_ridge");
+#endif
+}
+
+void bind_rolling_ridge(py::module_& m) {
+    m.def("rolling_segment", &rolling_segment, py::arg("n"), py::arg("window"), py::arg("lanes"));
+    m.def("rolling_ridge_float32", &rolling_ridge<float>);
+    m.def("rolling_ridge_float64", &rolling_ridge<double>);
+}
+
 }  // namespace
 
 void bind_platonic(py::module_& m) {
@@ -186,6 +256,8 @@ void bind_platonic(py::module_& m) {
     bind_fit_narrow(m);
     bind_gram(m);
     bind_sorted_pca(m);
+    bind_batched_ridge(m);
+    bind_rolling_ridge(m);
 }
 
 }  // namespace platonic

@@ -1,0 +1,53 @@
+"""What every op of this room needs: the kernels, where they run, checks of their arguments."""
+
+from __future__ import annotations
+
+import torch
+
+from platonic_core import _C
+
+kernels = _C.platonic
+
+
+def stream_of(device: torch.device) -> int:
+    """The ``cudaStream_t`` that torch is using on `device`, 0 on the CPU."""
+    return torch.cuda.currentstream_of(device).cuda_stream if device.type == "cuda" else 0
+
+
+def where(tensor: torch.Tensor) -> tuple[int, int, int]:
+    """(device index or -1 for the CPU, CPU threads, stream): how every kernel is told where to run."""
+    if tensor.device.type == "cuda":
+        return tensor.device.index, 0, _stream(tensor.device)
+    if tensor.device.type == "cpu":
+        return -1, torch.get_num_threads(), 0
+    raise ValueError(f"expected a tensor on cpu or cuda, got one on {tensor.device}")
+
+
+def pointer(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def check(
+    tensor: torch.Tensor | None, name: str, shape: tuple[int, ...], like: torch.Tensor, op: str
+) -> torch.Tensor | None:
+    """`tensor`, contiguous, after checking that it has `shape` and the dtype and device of `like`."""
+    if tensor is None:
+        return None
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{op}: expected {name} of shape {shape}, got {tuple(tensor.shape)}")
+    if tensor.dtype != like.dtype or tensor.device != like.device:
+        raise ValueError(
+            f"{op}: expected {name} of {like.dtype} on {like.device} like x, got {tensor.dtype} on {tensor.device}"
+        )
+    return tensor.contiguous()
+
+
+def check_rows(x: torch.Tensor, op: str) -> torch.Tensor:
+    """`x` [m, n], float32 or float64, with contiguous columns (rows may be any distance apart)."""
+    if x.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"{op}: expected x of float32 or float64, got {x.dtype}")
+    if x.ndim != 2:
+        raise ValueError(f"{op}: expected x of 2 dimensions [rows, columns], got shape {tuple(x.shape)}")
+    if x.stride(1) != 1 or x.stride(0) < x.shape[1]:
+        return x.contiguous() if x.stride(0) != 0 else x.clone(memory_format=torch.contiguous_format)
+    return x
