@@ -17,7 +17,7 @@ from platonic.activations import Activation
 from platonic.readout import LooRows, Readout, ReadoutOptions, fit_readout
 from platonic.sampling import RowSampler
 from platonic.selection import choose_units
-from platonic.targets import PROJECTIONS, LayerInput, TargetOptions, Weights, draw_candidates, input_scale
+from platonic.targets import DETERMINISTIC, PROJECTIONS, LayerInput, TargetOptions, Weights, draw_candidates, input_scale
 
 __all__ = ["Fit", "FitOptions", "LayerPlan", "LayerRecord", "Network", "fit_network"]
 
@@ -243,7 +243,8 @@ def _fit_layer(
         return found, *_apply(layer, plan, found, rows, options), how
     project = PROJECTIONS[plan.projection]
     best: tuple[Weights, Tensor, Readout] | None = None
-    for _ in range(options.n_tries or 1):
+    tries = 1 if plan.projection in DETERMINISTIC else options.n_tries or 1
+    for _ in range(tries):
         found = project(layer, plan.width, rng)
         Z, readout = _apply(layer, plan, found, rows, options)
         if best is None or readout.lsd < best[2].lsd:
