@@ -134,9 +134,12 @@ class _Rows:
         return RowSampler(self.X, self.Y, self.group, self.weights)
 
     def subset(self, most: int) -> LooRows:
-        """All rows with their weights, or `most` rows at evenly spaced cumulative weights."""
+        """All rows with their weights, or `most` rows at evenly spaced cumulative weights.
+
+        The total weight decides as the number of rows does, so that a weight of 2 stays the same as the row twice.
+        """
         device = self.X.device
-        if len(self.X) <= most:
+        if len(self.X) <= most and (self.weights is None or float(self.weights.sum()) <= most):
             weight = torch.ones(len(self.X), dtype=torch.float64, device=device) if self.weights is None else self.weights
             return LooRows(None, weight, self.left_out)
         index = self.sampler.spread(most).to(device)
