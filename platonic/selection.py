@@ -18,7 +18,6 @@ __all__ = ["choose_units", "select_forward"]
 _STEPS = 400  # at most this many steps: wide layers take several units a step
 _TWO_FOLDS = 4096  # rows, or total weight, up to which the two halves swap roles; more rows make one split reliable enough
 _TEST_L2 = (1e-9, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-_EPS = torch.finfo(torch.float64).eps
 
 
 def select_forward(moments: Moments, count: int, l2: float) -> Tensor:
@@ -29,7 +28,7 @@ def select_forward(moments: Moments, count: int, l2: float) -> Tensor:
     """
     p = len(moments.zz)
     spread = moments.zz.diagonal().clamp_min(0)
-    dead = spread <= max(64 * _EPS, 1e-12) * spread.max()
+    dead = spread <= 1e-12 * spread.max()
     inverse = torch.where(dead, 0.0, spread.sqrt().clamp_min(torch.finfo(torch.float64).tiny).reciprocal())
     gram = moments.zz * inverse[:, None] * inverse
     cross = moments.zy * inverse[:, None]
