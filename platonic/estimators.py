@@ -460,11 +460,15 @@ class PlatonicMLPClassifier(ClassifierMixin, _BasePlatonicMLP):
         )  # fmt: skip
         self.class_weight = class_weight
 
+    score = _BasePlatonicMLP.score  # not the mixin's, which takes NumPy arrays only
+
     def _task(self) -> str:
         return "classification"
 
 
 class PlatonicMLPRegressor(RegressorMixin, _BasePlatonicMLP):
+    score = _BasePlatonicMLP.score  # not the mixin's, which takes NumPy arrays only
+
     def _task(self) -> str:
         return "regression"
 

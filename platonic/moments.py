@@ -49,6 +49,11 @@ def compute_moments(Z: Tensor, Y: Tensor, weights: Tensor | None) -> Moments:
     large beside its standard deviation; what remains of the mean is taken out exactly at the end. Products are made in
     the dtype of `Z` and added up in float64 chunk by chunk, so the relative error of an entry stays near the dtype's
     rounding unit for any number of rows.
+
+    Raises
+    ------
+    ValueError
+        If a product is not finite: everything that is solved for comes from these matrices, so it stops here.
     """
     m, p = Z.shape
     k = Y.shape[1]
@@ -78,6 +83,11 @@ def compute_moments(Z: Tensor, Y: Tensor, weights: Tensor | None) -> Moments:
     zy -= torch.outer(sum_z, sum_y / total)
     yy -= torch.outer(sum_y, sum_y / total)
     zz = (zz + zz.T) / 2
+    if not (torch.isfinite(zz).all() and torch.isfinite(zy).all() and torch.isfinite(yy).all()):
+        raise ValueError(
+            "The moments of a layer are not finite: its representation, or the targets, have overflowed. "
+            "Scale X, or lower alpha or beta."
+        )
     return Moments(zz, zy, yy, shift_z.double() + sum_z / total, shift_y.double() + sum_y / total, total)
 
 

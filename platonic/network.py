@@ -17,7 +17,7 @@ from platonic.activations import Activation
 from platonic.readout import LooRows, Readout, ReadoutOptions, fit_readout
 from platonic.sampling import RowSampler
 from platonic.selection import choose_units
-from platonic.targets import PROJECTIONS, LayerInput, TargetOptions, Weights, draw_candidates, input_scale
+from platonic.targets import DETERMINISTIC, PROJECTIONS, LayerInput, TargetOptions, Weights, draw_candidates, input_scale
 
 __all__ = ["Fit", "FitOptions", "LayerPlan", "LayerRecord", "Network", "fit_network"]
 
@@ -134,9 +134,12 @@ class _Rows:
         return RowSampler(self.X, self.Y, self.group, self.weights)
 
     def subset(self, most: int) -> LooRows:
-        """All rows with their weights, or `most` rows at evenly spaced cumulative weights."""
+        """All rows with their weights, or `most` rows at evenly spaced cumulative weights.
+
+        The total weight decides as the number of rows does, so that a weight of 2 stays the same as the row twice.
+        """
         device = self.X.device
-        if len(self.X) <= most:
+        if len(self.X) <= most and (self.weights is None or float(self.weights.sum()) <= most):
             weight = torch.ones(len(self.X), dtype=torch.float64, device=device) if self.weights is None else self.weights
             return LooRows(None, weight, self.left_out)
         index = self.sampler.spread(most).to(device)
@@ -243,7 +246,8 @@ def _fit_layer(
         return found, *_apply(layer, plan, found, rows, options), how
     project = PROJECTIONS[plan.projection]
     best: tuple[Weights, Tensor, Readout] | None = None
-    for _ in range(options.n_tries or 1):
+    tries = 1 if plan.projection in DETERMINISTIC else options.n_tries or 1
+    for _ in range(tries):
         found = project(layer, plan.width, rng)
         Z, readout = _apply(layer, plan, found, rows, options)
         if best is None or readout.lsd < best[2].lsd:

@@ -16,7 +16,7 @@ from platonic.activations import resolve_activation
 from platonic.network import FitOptions, LayerPlan
 from platonic.readout import ReadoutOptions
 from platonic.solvers import SOLVERS
-from platonic.targets import PROJECTIONS, TargetOptions
+from platonic.targets import DETERMINISTIC, PROJECTIONS, TargetOptions
 
 __all__ = ["Settings", "check_against_data", "check_parameters", "progress"]
 
@@ -55,7 +55,7 @@ def check_parameters(estimator: Any) -> Settings:
         _number("tol", p.tol, 0.0, 1.0, also="None")
     if p.n_tries is not None:
         _integer("n_tries", p.n_tries, 1)
-        if p.n_tries > 1 and all(name in ("platonic_pca", "sorted_pca") for name in projections):
+        if p.n_tries > 1 and DETERMINISTIC.issuperset(projections):
             raise ValueError(
                 f"n_tries={p.n_tries} needs a projection that draws: every try of {sorted(set(projections))} is the same."
             )

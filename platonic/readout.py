@@ -208,7 +208,7 @@ class _ExactPath(_Path):
 
 
 class _GramPath(_Path):
-    """From a Cholesky factor of the scaled Gram matrix per l2; the grid is walked downhill from the middle."""
+    """From a Cholesky factor of the scaled Gram matrix per l2; the grid is walked downhill from the first finite error."""
 
     def __init__(self, problem: Problem, unit: Tensor, rows: LooRows, average: float):
         super().__init__(problem, unit, rows, average)
@@ -245,6 +245,8 @@ class _GramPath(_Path):
             return known[i]
 
         at = self.grid.index(1e-4)
+        while at + 1 < len(self.grid) and error(at) == float("inf"):  # next to interpolation: only more can help
+            at += 1
         for step in (-1, 1):
             while 0 <= at + step < len(self.grid) and error(at + step) < error(at):
                 at += step

@@ -98,10 +98,11 @@ def _row_key(X: Tensor) -> Tensor:
     """(m,), float64: one fixed pseudo-random projection of each row.
 
     Each row is multiplied and summed on its own, in the same order of operations wherever it stands, so equal rows get
-    equal keys to the last bit.
+    equal keys to the last bit: blocks are contiguous and none has a single row, which torch would sum in another order.
     """
     direction = torch.from_numpy(np.random.default_rng(20).uniform(0.5, 1.5, X.shape[1])).to(X.device)
-    return torch.cat([(block.double() * direction).sum(1) for block in X.split(_BLOCK)])
+    blocks = X.tensor_split(-(-len(X) // _BLOCK))
+    return torch.cat([(block.contiguous().double() * direction).sum(1) for block in blocks])
 
 
 def _leading_direction(Y: Tensor, weights: Tensor | None) -> Tensor:
@@ -112,5 +113,6 @@ def _leading_direction(Y: Tensor, weights: Tensor | None) -> Tensor:
     Yc = Y.double() - (w * Y).sum(0) / w.sum()
     Yc = Yc / (w * Yc.square()).sum(0).sqrt().clamp_min(torch.finfo(torch.float64).tiny)
     vector = torch.linalg.eigh((w * Yc).T @ Yc)[1][:, -1]
-    vector = vector * torch.sign(vector[vector.abs().argmax()])
+    # The sign of the first component that is not small: of two targets, both are equally large but for rounding.
+    vector = vector * torch.sign(vector[vector.abs() > vector.abs().max() / 2][0])
     return (Yc * vector).sum(1)

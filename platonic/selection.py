@@ -16,9 +16,8 @@ from platonic.moments import Moments, compute_moments, merge_moments
 __all__ = ["choose_units", "select_forward"]
 
 _STEPS = 400  # at most this many steps: wide layers take several units a step
-_TWO_FOLDS = 4096  # rows up to which the two halves swap roles; more rows make one split reliable enough
+_TWO_FOLDS = 4096  # rows, or total weight, up to which the two halves swap roles; more rows make one split reliable enough
 _TEST_L2 = (1e-9, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-_EPS = torch.finfo(torch.float64).eps
 
 
 def select_forward(moments: Moments, count: int, l2: float) -> Tensor:
@@ -29,7 +28,7 @@ def select_forward(moments: Moments, count: int, l2: float) -> Tensor:
     """
     p = len(moments.zz)
     spread = moments.zz.diagonal().clamp_min(0)
-    dead = spread <= max(64 * _EPS, 1e-12) * spread.max()
+    dead = spread <= 1e-12 * spread.max()
     inverse = torch.where(dead, 0.0, spread.sqrt().clamp_min(torch.finfo(torch.float64).tiny).reciprocal())
     gram = moments.zz * inverse[:, None] * inverse
     cross = moments.zy * inverse[:, None]
@@ -80,7 +79,8 @@ def choose_units(A: Tensor, Y: Tensor, weights: Tensor | None, fold: Tensor, cou
     halves = [(A[half], Y[half], None if weights is None else weights[half]) for half in (fold, ~fold)]
     moments = [compute_moments(*half) for half in halves]
     selected_error = first_error = 0.0
-    for train, test in ((0, 1), (1, 0))[: 2 if len(A) <= _TWO_FOLDS else 1]:
+    total = max(len(A), sum(half.total for half in moments))
+    for train, test in ((0, 1), (1, 0))[: 2 if total <= _TWO_FOLDS else 1]:
         selected_error += _test_error(moments[train], select_forward(moments[train], count, l2), halves[test])
         first_error += _test_error(moments[train], first, halves[test])
     if selected_error >= first_error:

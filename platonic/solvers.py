@@ -35,6 +35,7 @@ __all__ = ["SOLVERS", "Problem", "Solution", "solve_ridge"]
 _EPS = torch.finfo(torch.float64).eps
 _REFINE_BELOW = 1e-8  # smallest pivot of the equilibrated Gram matrix at which its factor alone is still good to 1e-8
 _MAX_ITERATIONS = 40  # of conjugate gradients; each costs 4 m p k operations
+_NOISE = 8.0  # components of a gradient under this many roundings of the residual are taken for 0
 
 
 @dataclass
@@ -113,9 +114,8 @@ def solve_cholesky(problem: Problem, penalty: Tensor) -> Solution:
     if float(pivots.min()) < _REFINE_BELOW:
         ridge = torch.where(dead, 0.0, ridge)
         coef = _refine(problem, coef, factor, scale, ridge)
-    coef = torch.where(dead[:, None], 0.0, coef / scale[:, None])
     rank = int(((pivots > 10 * jitter) & ~dead).sum())
-    return _with_intercept(moments, coef, rank, jitter)
+    return _with_intercept(problem, coef / scale[:, None], rank, jitter)
 
 
 def solve_eig(problem: Problem, penalty: Tensor) -> Solution:
@@ -126,18 +126,18 @@ def solve_eig(problem: Problem, penalty: Tensor) -> Solution:
     kept = values > problem.rank_tolerance() * values[-1].clamp_min(0)
     inverse = torch.where(kept, 1 / values, 0.0)
     coef = vectors @ (inverse[:, None] * (vectors.T @ (moments.zy / scale[:, None]))) / scale[:, None]
-    return _with_intercept(moments, torch.where(dead[:, None], 0.0, coef), int((kept & (values > 0)).sum()))
+    return _with_intercept(problem, coef, int((kept & (values > 0)).sum()))
 
 
 def solve_svd(problem: Problem, penalty: Tensor) -> Solution:
     Zc, Yc, scale = _scaled_rows(problem, penalty)
     U, S, Vh = torch.linalg.svd(Zc, full_matrices=False)
     if not len(S):
-        return _with_intercept(problem.moments, torch.zeros_like(problem.moments.zy), 0)
+        return _with_intercept(problem, torch.zeros_like(problem.moments.zy), 0)
     kept = S > problem.rank_tolerance() * S[0]
     inverse = torch.where(kept, 1 / S, 0.0)
     coef = Vh.T @ (inverse[:, None] * (U.T @ Yc)) / scale[:, None]
-    return _with_intercept(problem.moments, coef, int(kept.sum()))
+    return _with_intercept(problem, coef, int(kept.sum()))
 
 
 def solve_lstsq(problem: Problem, penalty: Tensor) -> Solution:
@@ -145,7 +145,7 @@ def solve_lstsq(problem: Problem, penalty: Tensor) -> Solution:
     driver = "gelsd" if Zc.device.type == "cpu" else "gels"
     result = torch.linalg.lstsq(Zc, Yc, rcond=problem.rank_tolerance(), driver=driver)
     rank = int(result.rank) if driver == "gelsd" else Zc.shape[1]
-    return _with_intercept(problem.moments, result.solution / scale[:, None], rank)
+    return _with_intercept(problem, result.solution / scale[:, None], rank)
 
 
 SOLVERS: dict[str, Callable[[Problem, Tensor], Solution]] = {
@@ -165,7 +165,9 @@ def solve_ridge(
     return SOLVERS[solver](problem, torch.full((Z.shape[1],), l2, dtype=torch.float64, device=Z.device))
 
 
-def _with_intercept(moments: Moments, coef: Tensor, rank: int, jitter: float = 0.0) -> Solution:
+def _with_intercept(problem: Problem, coef: Tensor, rank: int, jitter: float = 0.0) -> Solution:
+    moments = problem.moments
+    coef = torch.where(problem.dead[:, None], 0.0, coef)
     return Solution(coef, moments.mean_y - moments.mean_z @ coef, rank, jitter)
 
 
@@ -193,11 +195,6 @@ def _factor(gram: Tensor, data_eps: float) -> tuple[Tensor, Tensor, float]:
             pivots = factor.diagonal().square()
             if jitter > 0 or p == 0 or float(pivots.min()) > floor:
                 return factor, pivots if p else gram.new_ones(1), jitter
-        if not torch.isfinite(gram).all():
-            raise ValueError(
-                "The Gram matrix of a layer is not finite: the representation has overflowed. "
-                "Scale X, or lower alpha or beta."
-            )
         jitter = max(floor, 1e-14, data_eps**2) if jitter == 0 else 10 * jitter
 
 
@@ -205,34 +202,47 @@ def _refine(problem: Problem, coef: Tensor, factor: Tensor, scale: Tensor, ridge
     """Conjugate gradients on the least squares problem, preconditioned by the Cholesky factor (CGLS).
 
     Residuals come from the rows, not from the Gram matrix, so the error is governed by the condition number of Z instead
-    of its square. Each right-hand side stops when a step no longer lowers its objective measurably.
+    of its square. What rounding can explain of a gradient is taken for 0: along a null direction of Z nothing else is
+    there, and the factor, which has next to nothing there either, would blow it up. Each right-hand side stops when a step
+    no longer lowers its objective measurably; a step that does not lower it is not taken.
     """
     Zs, Yc = problem.centred_rows()
     dtype = Zs.dtype
     Zs = Zs / torch.where(problem.dead, torch.inf, scale).to(dtype)
     eps = torch.finfo(dtype).eps
+    eye = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
+    gain = torch.linalg.solve_triangular(factor, eye, upper=False).norm(dim=1)  # of noise, per preconditioned component
 
     def gradient(residual: Tensor, coef: Tensor) -> Tensor:
         g = (Zs.T @ residual).double() - ridge[:, None] * coef
-        return torch.linalg.solve_triangular(factor, g, upper=False)
+        g = torch.linalg.solve_triangular(factor, g, upper=False)
+        noise = _NOISE * eps * residual.double().norm(dim=0)
+        return torch.where(g.abs() > gain[:, None] * noise, g, 0.0)
+
+    def objective(residual: Tensor, coef: Tensor) -> Tensor:
+        return residual.double().square().sum(0) + (ridge[:, None] * coef.square()).sum(0)
 
     residual = Yc - (Zs @ coef.to(dtype))
+    value = objective(residual, coef)
     direction = g = gradient(residual, coef)
     size = g.square().sum(0)
     target = Yc.double().square().sum(0)
     live = torch.ones_like(size, dtype=torch.bool)
     for _ in range(_MAX_ITERATIONS):
-        remaining = residual.double().square().sum(0)
-        live = live & (size > (1e-13**2) * remaining) & (remaining > (4 * eps) ** 2 * target)
+        live = live & (size > (1e-13**2) * value) & (value > (4 * eps) ** 2 * target)
         if not bool(live.any()):
             break
         step_direction = torch.linalg.solve_triangular(factor.T, direction, upper=True)
         moved = Zs @ step_direction.to(dtype)
         curvature = moved.double().square().sum(0) + (ridge[:, None] * step_direction.square()).sum(0)
         step = torch.where(live & (curvature > 0), size / curvature.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
-        coef = coef + step * step_direction
-        residual = residual - (step * moved).to(dtype)
-        live = live & (step * size > 1e-12 * residual.double().square().sum(0))
+        new_coef = coef + step * step_direction
+        new_residual = residual - (step * moved).to(dtype)
+        new_value = objective(new_residual, new_coef)
+        live = live & (new_value < value)
+        coef = torch.where(live, new_coef, coef)
+        residual = torch.where(live, new_residual, residual)
+        live, value = live & (value - new_value > 1e-12 * new_value), torch.where(live, new_value, value)
         g = gradient(residual, coef)
         new_size = g.square().sum(0)
         direction = g + torch.where(size > 0, new_size / size.clamp_min(torch.finfo(torch.float64).tiny), 0.0) * direction

@@ -243,12 +243,12 @@ def project_pairs(layer: LayerInput, width: int, rng: np.random.Generator) -> We
 
 
 def draw_pair_weights(layer: LayerInput, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """(n, count) differences of pairs, in a random rectangle each with `image_shape`; and the rows they came from."""
+    """(n, count) differences of pairs (of images: each within a random rectangle), and the rows they came from."""
     first, second = (index.to(layer.Z.device) for index in layer.sampler().draw_pairs(rng.random((2, count))))
     weight = (layer.Z[first].double() - layer.Z[second].double()).T
     if layer.options.relative:
         weight = weight / layer.location[1].square()[:, None]
-    if layer.options.image_shape is not None:
+    if layer.first and layer.options.image_shape is not None:
         weight = weight * draw_rectangles(layer.options.image_shape, count, rng).to(layer.Z.device).T
     return weight, first, second
 
@@ -301,7 +301,6 @@ PROJECTIONS: dict[str, Callable[[LayerInput, int, np.random.Generator], Weights]
     "elm": project_elm,
 }
 DETERMINISTIC = frozenset({"platonic_pca", "sorted_pca"})
-FIRST_LAYER_ONLY = frozenset({"pairs", "sorted_pca"})
 
 
 def draw_candidates(

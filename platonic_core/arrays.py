@@ -69,7 +69,7 @@ def to_torch(array: Any) -> tuple[torch.Tensor, Origin]:
     """`array` as a tensor, and where it came from.
 
     Shares memory where DLPack can describe it. NumPy arrays that torch cannot share (negative strides, foreign byte
-    order, read-only memory, torch-unknown dtypes such as uint16 to float conversions) are copied once.
+    order, read-only memory) are copied once, and so are long doubles, which become float64.
 
     Raises
     ------
@@ -88,10 +88,10 @@ def to_torch(array: Any) -> tuple[torch.Tensor, Origin]:
 def _numpy_to_torch(array: np.ndarray) -> torch.Tensor:
     if array.dtype.kind not in "biufc":
         raise TypeError(f"expected a numeric array, got dtype {array.dtype}")
-    if array.dtype == np.longdouble:
-        array = array.astype(np.float64)
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
+    if array.dtype in (np.longdouble, np.clongdouble):
+        array = array.astype(np.float64 if array.dtype == np.longdouble else np.complex128)
     if not array.flags.writeable or any(stride < 0 or stride % array.itemsize for stride in array.strides):
         array = array.copy()
     return torch.from_numpy(array)

@@ -1,0 +1,37 @@
+"""Settings of the whole suite: repeatable hypothesis runs, two torch threads, array API dispatch in SciPy."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["SCIPY_ARRAY_API"] = "1"  # SciPy reads it once, when it is imported; scikit-learn's array API checks need it
+
+import numpy as np
+import pytest
+import sklearn.datasets
+import torch
+from hypothesis import settings
+
+torch.set_num_threads(2)
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def iris() -> tuple[np.ndarray, np.ndarray]:
+    """Read-only, so that no test can pass something on to another."""
+    X, y = sklearn.datasets.load_iris(return_X_y=True)
+    X.flags.writeable = y.flags.writeable = False
+    return X, y
+
+
+@pytest.fixture(scope="session")
+def diabetes() -> tuple[np.ndarray, np.ndarray]:
+    X, y = sklearn.datasets.load_diabetes(return_X_y=True)
+    X.flags.writeable = y.flags.writeable = False
+    return X, y
