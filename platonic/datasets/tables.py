@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from platonic._dataset import CLASSIFICATION, REGRESSION, Dataset, PathLike
+from platonic.datasets.base import CLASSIFICATION, REGRESSION, Dataset, PathLike
 
 _MISSING = frozenset({"", "?", "na", "n/a", "nan", "null", "none"})  # compared in lower case
 
