@@ -34,7 +34,7 @@ from safetensors.numpy import save as _safetensors_bytes
 
 from platonic_core.arrays import to_torch
 
-__all__ = ["ModelFormatError", "load_model", "save_model"]
+__all__ = ["ModelFormatError", "load_model", "save_model", "write_atomically"]
 
 _FORMAT = "platonic-model"
 _VERSION = 1
@@ -85,7 +85,7 @@ def save_model(
     }
     plain = {name: _plain_array(name, array) for name, array in arrays.items()}
     text = json.dumps(header, allow_nan=False, separators=(",", ":"))
-    _write_atomically(path, _safetensors_bytes(plain, metadata={_ENTRY: text}))
+    write_atomically(path, _safetensors_bytes(plain, metadata={_ENTRY: text}))
 
 
 def load_model(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -260,7 +260,7 @@ def _plain_array(name: str, array: Any) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------------------ file
 
 
-def _write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
+def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     """Write a temporary file beside `path`, make it durable, rename it; a link is followed, not replaced."""
     target = Path(os.path.realpath(path))
     temporary = target.parent / f".platonic-{secrets.token_hex(8)}.tmp"

@@ -19,8 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from platonic import _data_images, datasets
-from platonic.datasets import load
+from platonic import datasets
+from platonic.datasets import images, load
 
 # ----------------------------------------------------------------------------------------------------- toy problems
 
@@ -488,7 +488,7 @@ def test_without_pillow_the_error_names_the_extra(tmp_path, monkeypatch):
 
 
 def test_a_file_too_large_for_an_image_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(_data_images, "_MAX_IMAGE_FILE", 50)
+    monkeypatch.setattr(images, "_MAX_IMAGE_FILE", 50)
     write_files(tmp_path, {"a/1.png": pixels(0, 8, 8)})
     with pytest.raises(ValueError, match=r"1\.png: \d+ bytes, more than"):
         load(tmp_path)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from platonic._dataset import CLASSIFICATION, Dataset, PathLike
+from platonic.datasets.base import CLASSIFICATION, Dataset, PathLike
 
 _IDX_DTYPES = {0x08: "uint8", 0x09: "int8", 0x0B: "int16", 0x0C: "int32", 0x0D: "float32", 0x0E: "float64"}
 _GZIP_MAGIC = b"\x1f\x8b"

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from platonic._dataset import CLASSIFICATION, Dataset, PathLike
+from platonic.datasets.base import CLASSIFICATION, Dataset, PathLike
 
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz")

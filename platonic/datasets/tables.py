@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from platonic._dataset import CLASSIFICATION, REGRESSION, Dataset, PathLike
+from platonic.datasets.base import CLASSIFICATION, REGRESSION, Dataset, PathLike
 
 _MISSING = frozenset({"", "?", "na", "n/a", "nan", "null", "none"})  # compared in lower case
 
@@ -60,14 +61,59 @@ def load_csv(path: PathLike, target: str | None = None, *, task: str | None = No
     return Dataset(path.stem, X, y, None, None, task, None, [names[i] for i in features], description)
 
 
-def _read_table(path: Path, delimiter: str) -> tuple[list[str], list[list[str]], list[int]]:
+def load_columns(
+    path: PathLike, names: Sequence[str] | None, target: str | None = None, *, labels: bool = False, delimiter: str = ","
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Load what a fitted model predicts from: named columns of a table, which may have others too.
+
+    Parameters
+    ----------
+    path : path-like
+        As in :func:`load_csv`.
+    names : sequence of str or None
+        The columns to read, in this order; None for all but the target, in the file's order.
+    target : str or None
+        A column with the true values, None if there is none.
+    labels : bool
+        Return the target as the strings in the file rather than as numbers.
+    delimiter : str
+        What separates the columns.
+
+    Returns
+    -------
+    X : ndarray of shape (m, columns), float64
+    y : ndarray of shape (m,) or None
+        Strings (`labels`) or float64.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As :func:`load_csv`; also for a column that is not there.
+    """
+    path = Path(path)
+    columns, rows, lines = _read_table(path, delimiter, least=1)
+    names = [name for name in columns if name != target] if names is None else list(names)
+    for name in [*names, *([] if target is None else [target])]:
+        if name not in columns:
+            raise ValueError(f"{path}: no column {name!r}; its columns are {', '.join(columns)}")
+    X = np.empty((len(rows), len(names)))
+    for j, name in enumerate(names):
+        i = columns.index(name)
+        X[:, j] = _numeric_column(path, name, [row[i] for row in rows], lines)
+    if target is None:
+        return X, None
+    cells = [row[columns.index(target)] for row in rows]
+    return X, np.array(cells) if labels else _numeric_column(path, target, cells, lines)
+
+
+def _read_table(path: Path, delimiter: str, least: int = 2) -> tuple[list[str], list[list[str]], list[int]]:
     """Column names, rows of as many stripped cells, and the line on which each row ends."""
     rows: list[list[str]] = []
     lines: list[int] = []
     with open(path, encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, delimiter=delimiter, strict=True, skipinitialspace=True)
         try:
-            names = _check_header(path, next(reader, []), delimiter)
+            names = _check_header(path, next(reader, []), delimiter, least)
             for cells in reader:
                 if not cells:
                     continue
@@ -84,13 +130,13 @@ def _read_table(path: Path, delimiter: str) -> tuple[list[str], list[list[str]],
     return names, rows, lines
 
 
-def _check_header(path: Path, cells: list[str], delimiter: str) -> list[str]:
+def _check_header(path: Path, cells: list[str], delimiter: str, least: int) -> list[str]:
     names = [cell.strip() for cell in cells]
-    if len(names) < 2:
-        hint = next(
-            (f"; pass delimiter={other!r}?" for other in ";\t|," if other != delimiter and other in "".join(names)), ""
-        )
-        raise ValueError(f"{path}: expected a header naming two or more columns, got {names}{hint}")
+    others = [other for other in ";\t|," if other != delimiter and other in "".join(names)]
+    if len(names) < least or (len(names) == 1 and others):
+        hint = f"; pass delimiter={others[0]!r}?" if others else ""
+        wanted = "two or more columns" if least == 2 else "the columns"
+        raise ValueError(f"{path}: expected a header naming {wanted}, got {names}{hint}")
     for i, name in enumerate(names):
         if not name:
             raise ValueError(
