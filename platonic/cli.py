@@ -99,7 +99,9 @@ def _make_parser() -> argparse.ArgumentParser:
     predict.add_argument("--model", required=True, metavar="FILE", help="what `fit --save` wrote")
     _add_data(predict)
     predict.add_argument("--target", metavar="NAME", help="CSV: column with the true values, to score the predictions")
-    predict.add_argument("--out", metavar="FILE", help="write the predictions to this CSV file instead of printing them")
+    predict.add_argument(
+        "--out", metavar="FILE", help="write the predictions to this CSV file instead of printing them"
+    )
     predict.add_argument("--proba", action="store_true", help="add a column with the probability of each class")
     predict.add_argument("--device", help="where to compute, such as cpu or cuda (default: as the model was fitted)")
     predict.set_defaults(run=commands.run_predict)
@@ -147,7 +149,9 @@ def _add_estimator(parser: argparse.ArgumentParser) -> None:
             text += f" (default: {shown})"
         group.add_argument(flag, help=text, **how)
 
-    add("--hidden", "width of each hidden layer, such as 392,50", type=_widths, dest="hidden_layer_sizes", metavar="N,N")
+    add(
+        "--hidden", "width of each hidden layer, such as 392,50", type=_widths, dest="hidden_layer_sizes", metavar="N,N"
+    )
     add("--activation", "activation of the hidden layers", choices=list(ACTIVATIONS))
     add(
         "--projection", f"where weights come from: auto, {', '.join(PROJECTIONS)}; one for all layers, or one per layer, "

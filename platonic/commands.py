@@ -160,7 +160,9 @@ class LayerTable:
         )  # fmt: skip
         tqdm.write(row, file=sys.stdout)
         if record.jitter:
-            tqdm.write(f"       singular: {record.jitter:.0e} was added to the unit diagonal to solve it", file=sys.stdout)
+            tqdm.write(
+                f"       singular: {record.jitter:.0e} was added to the unit diagonal to solve it", file=sys.stdout
+            )
         sys.stdout.flush()
         self._bar.update()
         self._since = perf_counter()
@@ -217,7 +219,11 @@ def run_predict(args: Namespace) -> None:
     if X.shape[1] != model.n_features_in_:
         raise ValueError(
             f"{args.data} has {X.shape[1]} features, but the model was fitted to {model.n_features_in_}"
-            + ("; --target NAME sets aside the column with the true values" if _is_table(args.data) and y is None else "")
+            + (
+                "; --target NAME sets aside the column with the true values"
+                if _is_table(args.data) and y is None
+                else ""
+            )
         )
     if hasattr(model, "feature_names_in_"):
         del model.feature_names_in_  # the columns have been matched; X is a plain array

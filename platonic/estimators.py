@@ -25,7 +25,14 @@ from torch import Tensor, nn
 
 from platonic import calibration, network, parameters, storage
 from platonic.activations import resolve_activation
-from platonic.inputs import check_same_library, to_numpy, validate_features, validate_regression_targets, validate_targets, validate_weights
+from platonic.inputs import (
+    check_same_library,
+    to_numpy,
+    validate_features,
+    validate_regression_targets,
+    validate_targets,
+    validate_weights,
+)
 from platonic_core.arrays import Origin, to_torch
 
 __all__ = ["PlatonicMLP", "PlatonicMLPClassifier", "PlatonicMLPRegressor"]

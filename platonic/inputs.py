@@ -16,7 +16,14 @@ from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from platonic_core.arrays import Origin, library_of, to_torch
 
-__all__ = ["check_same_library", "to_numpy", "validate_features", "validate_regression_targets", "validate_targets", "validate_weights"]
+__all__ = [
+    "check_same_library",
+    "to_numpy",
+    "validate_features",
+    "validate_regression_targets",
+    "validate_targets",
+    "validate_weights",
+]
 
 
 def is_foreign(array: Any) -> bool:
@@ -108,7 +115,9 @@ def validate_targets(y: Any, n_samples: int) -> tuple[np.ndarray | torch.Tensor,
     else:
         y, origin = np.asarray(y), Origin("numpy", torch.device("cpu"))
     if y.ndim not in (1, 2):
-        raise ValueError(f"y should be a 1d array or a 2d array of outputs, got an array of shape {tuple(y.shape)} instead.")
+        raise ValueError(
+            f"y should be a 1d array or a 2d array of outputs, got an array of shape {tuple(y.shape)} instead."
+        )
     if len(y) != n_samples:
         raise ValueError(f"Found input variables with inconsistent numbers of samples: [{n_samples}, {len(y)}]")
     return y, origin
@@ -137,9 +146,7 @@ def validate_weights(sample_weight: Any, X: torch.Tensor) -> torch.Tensor | None
         return None
     if is_foreign(sample_weight):
         sample_weight = to_numpy(sample_weight)
-    weights = _check_sample_weight(
-        sample_weight, np.empty((len(X), 1)), dtype=np.float64, ensure_non_negative=True
-    )
+    weights = _check_sample_weight(sample_weight, np.empty((len(X), 1)), dtype=np.float64, ensure_non_negative=True)
     if not weights.any():
         raise ValueError("sample_weight must have at least one positive entry, all are zero.")
     return torch.from_numpy(np.array(weights)).to(X.device)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from platonic._ops import gram, use_gram_kernel
+
 __all__ = ["Moments", "compute_moments", "merge_moments"]
 
 _CHUNK = 8192  # rows whose products may be added up in float32 before they go into a float64 sum
@@ -43,9 +45,9 @@ class Moments:
 
 
 def compute_moments(Z: Tensor, Y: Tensor, weights: Tensor | None) -> Moments:
-    """Moments in one pass over row chunks.
+    """Moments in one pass over the rows: by our kernel where it is faster (decided by shape and dtype), else by BLAS.
 
-    Rows are shifted by the mean of the first chunk before any product, which keeps the products small where a mean is
+    With BLAS, rows are shifted by the mean of the first chunk before any product, which keeps the products small where a mean is
     large beside its standard deviation; what remains of the mean is taken out exactly at the end. Products are made in
     the dtype of `Z` and added up in float64 chunk by chunk, so the relative error of an entry stays near the dtype's
     rounding unit for any number of rows.
@@ -55,6 +57,28 @@ def compute_moments(Z: Tensor, Y: Tensor, weights: Tensor | None) -> Moments:
     ValueError
         If a product is not finite: everything that is solved for comes from these matrices, so it stops here.
     """
+    m, p = Z.shape
+    k = Y.shape[1]
+    moments = (_by_kernel if use_gram_kernel(m, p + k, Z.dtype) and Z.device.type == "cpu" else _by_blas)(Z, Y, weights)
+    if not all(bool(torch.isfinite(A).all()) for A in (moments.zz, moments.zy, moments.yy)):
+        raise ValueError(
+            "The moments of a layer are not finite: its representation, or the targets, have overflowed. "
+            "Scale X, or lower alpha or beta."
+        )
+    return moments
+
+
+def _by_kernel(Z: Tensor, Y: Tensor, weights: Tensor | None) -> Moments:
+    p = Z.shape[1]
+    result = gram(Z, Y, sample_weight=None if weights is None else weights.to(Z.dtype))
+    joint, mean = result.gram, result.mean
+    return Moments(
+        joint[:p, :p].contiguous(), joint[:p, p:].contiguous(), joint[p:, p:].contiguous(), mean[:p], mean[p:],
+        float(result.total),
+    )  # fmt: skip
+
+
+def _by_blas(Z: Tensor, Y: Tensor, weights: Tensor | None) -> Moments:
     m, p = Z.shape
     k = Y.shape[1]
     total = float(m) if weights is None else float(weights.sum())
@@ -83,11 +107,6 @@ def compute_moments(Z: Tensor, Y: Tensor, weights: Tensor | None) -> Moments:
     zy -= torch.outer(sum_z, sum_y / total)
     yy -= torch.outer(sum_y, sum_y / total)
     zz = (zz + zz.T) / 2
-    if not (torch.isfinite(zz).all() and torch.isfinite(zy).all() and torch.isfinite(yy).all()):
-        raise ValueError(
-            "The moments of a layer are not finite: its representation, or the targets, have overflowed. "
-            "Scale X, or lower alpha or beta."
-        )
     return Moments(zz, zy, yy, shift_z.double() + sum_z / total, shift_y.double() + sum_y / total, total)
 
 

@@ -13,15 +13,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from platonic._ops import NARROW_MAX_WIDTH
 from platonic.activations import Activation
+from platonic.narrow import fit_narrow
 from platonic.readout import LooRows, Readout, ReadoutOptions, fit_readout
 from platonic.sampling import RowSampler
 from platonic.selection import choose_units
-from platonic.targets import DETERMINISTIC, PROJECTIONS, LayerInput, TargetOptions, Weights, draw_candidates, input_scale
+from platonic.targets import (
+    DETERMINISTIC,
+    PROJECTIONS,
+    LayerInput,
+    TargetOptions,
+    Weights,
+    draw_candidates,
+    input_scale,
+)
 
 __all__ = ["Fit", "FitOptions", "LayerPlan", "LayerRecord", "Network", "fit_network"]
 
-JUDGED_ROWS = 10_000  # most rows on which the candidates of `auto` are judged
+DEEP_LAYERS = 64  # this many layers of the plain method, thin enough, go to one native call
+JUDGED_ROWS = 16_384  # most rows on which the candidates of `auto` are judged
 LOO_ROWS = 4096  # most rows on which leave-one-out errors are measured
 POOL = 4  # `auto`: candidates per unit when n_tries is not given ...
 LEAST_POOL = 256  # ... at least so many for a layer ...
@@ -140,7 +151,9 @@ class _Rows:
         """
         device = self.X.device
         if len(self.X) <= most and (self.weights is None or float(self.weights.sum()) <= most):
-            weight = torch.ones(len(self.X), dtype=torch.float64, device=device) if self.weights is None else self.weights
+            weight = (
+                torch.ones(len(self.X), dtype=torch.float64, device=device) if self.weights is None else self.weights
+            )
             return LooRows(None, weight, self.left_out)
         index = self.sampler.spread(most).to(device)
         return LooRows(index, torch.ones(most, dtype=torch.float64, device=device), self.left_out[index])
@@ -189,6 +202,8 @@ def fit_network(
         (m,): the weight that leaving one sample out takes away, at most `weights`; 1 by default.
     """
     rows = _Rows(X, Y, group, weights, left_out)
+    if observe is None and _is_deep_and_narrow(X, Y, group, plans, options):
+        return _fit_deep_and_narrow(rows, plans, options, rng)
     Z = X
     importance = None
     uses_importance = any(plan.projection == "platonic_pca" for plan in plans)
@@ -220,6 +235,47 @@ def fit_network(
         [plan.activation for plan in plans],
     )
     return Fit(network, records, readout, Z, Y, weights, rows.loo)
+
+
+def _is_deep_and_narrow(
+    X: Tensor, Y: Tensor, group: Tensor | None, plans: Sequence[LayerPlan], options: FitOptions
+) -> bool:
+    """Whether one native call fits all layers: hundreds of thin layers of the thesis's plain method."""
+    return (
+        len(plans) >= DEEP_LAYERS
+        and group is None
+        and Y.shape[1] == 1
+        and not options.target.relative
+        and options.readout.l2 == 0
+        and options.readout.solver == "cholesky"
+        and max(X.shape[1], *(plan.width for plan in plans)) <= NARROW_MAX_WIDTH
+        and all(plan.projection == "random" and plan.activation == plans[0].activation for plan in plans)
+        and plans[0].activation.name is not None
+    )
+
+
+def _fit_deep_and_narrow(rows: _Rows, plans: Sequence[LayerPlan], options: FitOptions, rng: np.random.Generator) -> Fit:
+    """:func:`fit_network` by :func:`platonic.narrow.fit_narrow`, which draws the same P and solves the same equations."""
+    assert plans[0].activation.name is not None
+    found = fit_narrow(
+        rows.X, rows.Y, [plan.width for plan in plans], activation=plans[0].activation.name, alpha=options.target.alpha,
+        beta=options.target.beta, n_tries=options.n_tries or 1, l2=0.0, scaling="absolute",
+        sample_weight=rows.weights, random_state=rng,
+    )  # fmt: skip
+    Z = found.representation.to(rows.X.dtype)
+    readout = fit_readout(Z, rows.Y, rows.weights, options.readout, rows.loo)
+    variance = float(readout.moments.yy[0, 0]) / readout.moments.total
+    records = [
+        LayerRecord(plan.width, plan.projection, lsd, 1 - lsd / variance, 0.0, plan.width, jitter)
+        for plan, lsd, jitter in zip(plans, found.lsd[1:].tolist(), found.jitter[1:].tolist(), strict=True)
+    ]
+    dtype = rows.X.dtype
+    network = Network(
+        [w.to(dtype) for w in found.weights] + [readout.solution.coef.to(dtype)],
+        [b.to(dtype) for b in found.biases] + [readout.solution.intercept.to(dtype)],
+        [plan.activation for plan in plans],
+    )
+    return Fit(network, records, readout, Z, rows.Y, rows.weights, rows.loo)
 
 
 def _readout_maker(

@@ -275,7 +275,9 @@ def draw_curve(axes: Any, estimator: Any, X: Any, y: Any) -> None:
     x, values = to_numpy(_safe_indexing(X, kept)).ravel(), to_numpy(y)[kept].ravel()
     grid = np.linspace(x.min(), x.max(), 1000, dtype=x.dtype if x.dtype.kind == "f" else np.float64)
     axes.scatter(x, values, s=_point_size(len(x)), color="0.7", linewidths=0, rasterized=True, label="data")
-    axes.plot(grid, to_numpy(estimator.predict(grid[:, None])).ravel(), color=COLOURS[2], linewidth=1.8, label="network")
+    axes.plot(
+        grid, to_numpy(estimator.predict(grid[:, None])).ravel(), color=COLOURS[2], linewidth=1.8, label="network"
+    )
     low, high = axes.get_ylim()
     axes.set_ylim(low, high + 0.22 * (high - low))  # room for the legend above the curve
     axes.legend(frameon=False, loc="upper center", ncols=2)
@@ -292,7 +294,9 @@ def draw_widths(
     reference: tuple[str, int, float] | None = None,
 ) -> None:
     """Score against width: a line for each name in `scores`, and a star at the `reference` (name, width, score)."""
-    for (name, values), colour, marker in zip(scores.items(), (COLOURS[0], COLOURS[6], COLOURS[4]), "os^", strict=False):
+    for (name, values), colour, marker in zip(
+        scores.items(), (COLOURS[0], COLOURS[6], COLOURS[4]), "os^", strict=False
+    ):
         axes.plot(widths, values, color=colour, **_line_style(len(widths), marker), label=name)
     if reference is not None:
         name, width, score = reference

@@ -183,7 +183,7 @@ class _ExactPath(_Path):
         else:
             U, S, _ = torch.linalg.svd(Zc, full_matrices=False)
         if len(S):
-            kept = S > max(Zc.shape) * torch.finfo(torch.float64).eps * S[0]
+            kept = max(Zc.shape) * torch.finfo(torch.float64).eps * S[0] < S
             U, S = U[:, kept], S[kept]
         self.square = S.square()
         projected = U.T @ Yc

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["RowSampler"]
+from platonic._ops import project_rows
 
-_BLOCK = 4096  # rows whose products are held at a time while keys are computed
+__all__ = ["RowSampler"]
 
 
 class RowSampler:
@@ -95,14 +95,9 @@ class RowSampler:
 
 
 def _row_key(X: Tensor) -> Tensor:
-    """(m,), float64: one fixed pseudo-random projection of each row.
-
-    Each row is multiplied and summed on its own, in the same order of operations wherever it stands, so equal rows get
-    equal keys to the last bit: blocks are contiguous and none has a single row, which torch would sum in another order.
-    """
+    """(m,), float64: one fixed pseudo-random projection of each row; equal rows get equal keys to the last bit."""
     direction = torch.from_numpy(np.random.default_rng(20).uniform(0.5, 1.5, X.shape[1])).to(X.device)
-    blocks = X.tensor_split(-(-len(X) // _BLOCK))
-    return torch.cat([(block.contiguous().double() * direction).sum(1) for block in blocks])
+    return project_rows(X, torch.zeros_like(direction), direction)
 
 
 def _leading_direction(Y: Tensor, weights: Tensor | None) -> Tensor:

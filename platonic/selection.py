@@ -16,7 +16,9 @@ from platonic.moments import Moments, compute_moments, merge_moments
 __all__ = ["choose_units", "select_forward"]
 
 _STEPS = 400  # at most this many steps: wide layers take several units a step
-_TWO_FOLDS = 4096  # rows, or total weight, up to which the two halves swap roles; more rows make one split reliable enough
+_TWO_FOLDS = (
+    4096  # rows, or total weight, up to which the two halves swap roles; more rows make one split reliable enough
+)
 _TEST_L2 = (1e-9, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
@@ -65,7 +67,9 @@ def _factor_corner(corner: Tensor, l2: float) -> Tensor:
         shift *= 10
 
 
-def choose_units(A: Tensor, Y: Tensor, weights: Tensor | None, fold: Tensor, count: int, l2: float) -> tuple[Tensor, bool]:
+def choose_units(
+    A: Tensor, Y: Tensor, weights: Tensor | None, fold: Tensor, count: int, l2: float
+) -> tuple[Tensor, bool]:
     """Which `count` of the candidate columns of A (r, c) to keep, and whether selection was used.
 
     Parameters

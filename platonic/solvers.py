@@ -30,7 +30,7 @@ from torch import Tensor
 
 from platonic.moments import Moments, compute_moments
 
-__all__ = ["SOLVERS", "Problem", "Solution", "solve_ridge"]
+__all__ = ["SOLVERS", "Problem", "Solution", "solve_moments", "solve_ridge"]
 
 _EPS = torch.finfo(torch.float64).eps
 _REFINE_BELOW = 1e-8  # smallest pivot of the equilibrated Gram matrix at which its factor alone is still good to 1e-8
@@ -134,7 +134,7 @@ def solve_svd(problem: Problem, penalty: Tensor) -> Solution:
     U, S, Vh = torch.linalg.svd(Zc, full_matrices=False)
     if not len(S):
         return _with_intercept(problem, torch.zeros_like(problem.moments.zy), 0)
-    kept = S > problem.rank_tolerance() * S[0]
+    kept = problem.rank_tolerance() * S[0] < S
     inverse = torch.where(kept, 1 / S, 0.0)
     coef = Vh.T @ (inverse[:, None] * (U.T @ Yc)) / scale[:, None]
     return _with_intercept(problem, coef, int(kept.sum()))
@@ -158,11 +158,27 @@ SOLVERS: dict[str, Callable[[Problem, Tensor], Solution]] = {
 
 
 def solve_ridge(
-    Z: Tensor, Y: Tensor, l2: float = 0.0, *, weights: Tensor | None = None, solver: str = "cholesky", tol: float | None = None
+    Z: Tensor,
+    Y: Tensor,
+    l2: float = 0.0,
+    *,
+    weights: Tensor | None = None,
+    solver: str = "cholesky",
+    tol: float | None = None,
 ) -> Solution:
     """Ridge regression of Y (m, k) on Z (m, p) with an unpenalised intercept: the plain entry to :data:`SOLVERS`."""
     problem = Problem(Z, Y, weights, tol)
     return SOLVERS[solver](problem, torch.full((Z.shape[1],), l2, dtype=torch.float64, device=Z.device))
+
+
+def solve_moments(zz: Tensor, penalty: Tensor, right: Tensor) -> Tensor:
+    """``(zz + diag(penalty))^-1 right`` for a centred Gram matrix, by Cholesky with the jitter of :func:`_factor`."""
+    dead = (zz.diagonal() + penalty) <= 0
+    scale = torch.where(dead, 1.0, zz.diagonal() + penalty).sqrt()
+    gram = (zz + torch.diag(penalty)) / scale[:, None] / scale
+    gram.diagonal().add_(dead.double())
+    factor, _, _ = _factor(gram, torch.finfo(torch.float64).eps)
+    return torch.cholesky_solve(right / scale[:, None], factor) / scale[:, None]
 
 
 def _with_intercept(problem: Problem, coef: Tensor, rank: int, jitter: float = 0.0) -> Solution:
@@ -245,7 +261,9 @@ def _refine(problem: Problem, coef: Tensor, factor: Tensor, scale: Tensor, ridge
         live, value = live & (value - new_value > 1e-12 * new_value), torch.where(live, new_value, value)
         g = gradient(residual, coef)
         new_size = g.square().sum(0)
-        direction = g + torch.where(size > 0, new_size / size.clamp_min(torch.finfo(torch.float64).tiny), 0.0) * direction
+        direction = (
+            g + torch.where(size > 0, new_size / size.clamp_min(torch.finfo(torch.float64).tiny), 0.0) * direction
+        )
         size = new_size
     return coef
 

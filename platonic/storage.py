@@ -23,7 +23,9 @@ def save_estimator(estimator: Any, path: str | Path) -> None:
     params = estimator.get_params(deep=False)
     for name in ("dtype", "device"):  # torch's own objects, by name
         if params[name] is not None:
-            params[name] = str(params[name]).removeprefix("torch.") if not isinstance(params[name], str) else params[name]
+            params[name] = (
+                str(params[name]).removeprefix("torch.") if not isinstance(params[name], str) else params[name]
+            )
     if isinstance(params["random_state"], np.random.RandomState):
         raise TypeError("random_state is a RandomState instance, which a file cannot hold: use an integer seed.")
     arrays: dict[str, Any] = {}

@@ -5,9 +5,10 @@ are Z W + b. Notation: Z (m, n) is the representation the layer sees, Y (m, k) t
 of Y from Z.
 
 *Equation 7.2.* The target A P with A = alpha [1 Z | beta Y] lies in the span of [1 Z] except for its part in Y, so its
-ridge fit is W = alpha (P_Z + beta B P_Y): only the k right-hand sides in B are ever solved for, and a further P costs
-products. (With l2 > 0 this is the ridge fit that is shrunk towards alpha P_Z instead of towards 0.) The constant column
-belongs to A, as in the thesis's figure 7.3: its row of P is the layer's spread of biases.
+least squares fit is W = alpha (P_Z + beta B P_Y): only the k right-hand sides in B are ever solved for, and a further P
+costs products. With l2 > 0 the literal ridge fit also shrinks P_Z: absolute scaling does so, relative scaling penalises
+the distance to P_Z instead of to 0 and keeps it. The constant column belongs to A, as in the thesis's figure 7.3: its
+row of P is the layer's spread of biases.
 
 *Scaling.* ``absolute`` takes alpha and beta literally. ``relative`` measures the columns of Z in units of their standard
 deviation, gives each of the two terms of equation 7.2 unit standard deviation over the rows, and mixes them with weights
@@ -28,6 +29,7 @@ from torch import Tensor
 from platonic.pca import sorted_pca_rows
 from platonic.readout import Readout
 from platonic.sampling import RowSampler
+from platonic.solvers import solve_moments
 
 __all__ = ["DETERMINISTIC", "PROJECTIONS", "LayerInput", "TargetOptions", "Weights", "draw_candidates"]
 
@@ -110,7 +112,7 @@ class LayerInput:
 def input_scale(X: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
     """Mean and scale of each input column: its standard deviation, but at least a fixed fraction of its largest
     deviation, so that columns that are nearly always constant are not blown up; 1 for constant columns."""
-    shift = X[: _BLOCK].mean(0)
+    shift = X[:_BLOCK].mean(0)
     low, high = shift.clone(), shift.clone()
     total = 0.0
     first = torch.zeros(X.shape[1], dtype=torch.float64, device=X.device)
@@ -132,7 +134,9 @@ def input_scale(X: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
     std = ((second - first.square() / total) / total).clamp_min(0).sqrt()
     farthest = torch.maximum(high.double() - mean, mean - low.double())
     constant = high == low
-    return torch.where(constant, high.double(), mean), torch.where(constant, 1.0, torch.maximum(std, INPUT_SPREAD * farthest))
+    return torch.where(constant, high.double(), mean), torch.where(
+        constant, 1.0, torch.maximum(std, INPUT_SPREAD * farthest)
+    )
 
 
 def project_random(layer: LayerInput, width: int, rng: np.random.Generator) -> Weights:
@@ -146,10 +150,17 @@ def project_random(layer: LayerInput, width: int, rng: np.random.Generator) -> W
 
 
 def combine_absolute(layer: LayerInput, p_one: Tensor, p_z: Tensor, p_y: Tensor) -> Weights:
-    """alpha (P_Z + beta B P_Y), and the intercept of the target: alpha (p_1 + beta (mean y - mean z B) P_Y)."""
-    alpha, beta, solution = layer.options.alpha, layer.options.beta, layer.readout.solution
-    weight = alpha * (p_z + beta * (solution.coef @ p_y))
-    bias = alpha * (p_one + beta * (solution.intercept @ p_y))
+    """The ridge fit of the target alpha [1 Z | beta Y] P: alpha (Q + beta B P_Y), Q being the ridge fit of Z P_Z.
+
+    Q = (Z'Z + l2 I)^-1 Z'Z P_Z is P_Z itself when l2 is 0 (equation 7.2).
+    """
+    alpha, beta, readout = layer.options.alpha, layer.options.beta, layer.readout
+    q = p_z
+    if readout.l2 > 0:
+        penalty = torch.full((len(p_z),), readout.l2, dtype=torch.float64, device=p_z.device)
+        q = p_z - solve_moments(readout.moments.zz, penalty, penalty[:, None] * p_z)
+    weight = alpha * (q + beta * (readout.solution.coef @ p_y))
+    bias = alpha * (p_one + readout.moments.mean_z @ (p_z - q) + beta * (readout.solution.intercept @ p_y))
     return Weights(weight, bias)
 
 
@@ -237,7 +248,7 @@ def project_pairs(layer: LayerInput, width: int, rng: np.random.Generator) -> We
     middle = ((layer.Z[first].double() + layer.Z[second].double()) / 2 * weight.T).sum(1)
     if layer.options.relative:
         scaled = _unit_by_rows(layer.Z, layer.weights, weight)
-        middle = (middle * (scaled.abs().amax(0) / weight.abs().amax(0).clamp_min(torch.finfo(torch.float64).tiny)))
+        middle = middle * (scaled.abs().amax(0) / weight.abs().amax(0).clamp_min(torch.finfo(torch.float64).tiny))
         weight = scaled
     return Weights(layer.options.alpha * weight, -layer.options.alpha * middle)
 

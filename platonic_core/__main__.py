@@ -17,7 +17,9 @@ def describe() -> dict[str, str]:
 
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
-        device = f"{properties.name}, sm_{properties.major}{properties.minor}, {properties.total_memory / 2**30:.0f} GiB"
+        device = (
+            f"{properties.name}, sm_{properties.major}{properties.minor}, {properties.total_memory / 2**30:.0f} GiB"
+        )
     else:
         device = "none visible to torch"
     cuda = f"CUDA {_C.cuda_version} for sm_{', sm_'.join(_C.cuda_archs.split(','))}" if _C.has_cuda else "not built"

@@ -8,6 +8,7 @@ import torch
 
 from platonic._ops._entry import check, check_rows, kernels, pointer, where
 
+
 class Moments(NamedTuple):
     """What :func:`gram` returns; two of them are combined by :func:`merge_moments`.
 

@@ -6,6 +6,7 @@ import torch
 
 from platonic._ops._entry import check, check_rows, kernels, pointer, where
 
+
 def _check_joined(x: torch.Tensor, y: torch.Tensor | None, op: str) -> tuple[torch.Tensor, torch.Tensor | None, int]:
     """x, y of one dtype and device with as many rows, and the width of [x | y]."""
     x = check_rows(x, op)

@@ -62,7 +62,12 @@ def load_csv(path: PathLike, target: str | None = None, *, task: str | None = No
 
 
 def load_columns(
-    path: PathLike, names: Sequence[str] | None, target: str | None = None, *, labels: bool = False, delimiter: str = ","
+    path: PathLike,
+    names: Sequence[str] | None,
+    target: str | None = None,
+    *,
+    labels: bool = False,
+    delimiter: str = ",",
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Load what a fitted model predicts from: named columns of a table, which may have others too.
 
