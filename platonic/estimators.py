@@ -68,7 +68,7 @@ _PARAMETERS = """
     alpha : float, default=1.0
         Scale of the pre-activations: with relative scaling their standard deviation, with absolute scaling the factor
         of [Z | beta Y].
-    beta : float, default=1.0
+    beta : float, default=10.0
         Weight of the targets beside the layer's input; 'auto' draws it per unit, log-normally around this value.
     n_tries : int or None, default=None
         'random', 'pairs' and 'elm': how many draws of a whole layer are tried, the one with the least squares distance
@@ -153,7 +153,7 @@ class _BasePlatonicMLP(BaseEstimator):
         activation: Any = "relu",
         projection: Any = "auto",
         alpha: float = 1.0,
-        beta: float = 1.0,
+        beta: float = 10.0,
         n_tries: int | None = None,
         l2: float | str = "loo",
         solver: str = "cholesky",
@@ -446,7 +446,7 @@ class PlatonicMLPClassifier(ClassifierMixin, _BasePlatonicMLP):
         activation: Any = "relu",
         projection: Any = "auto",
         alpha: float = 1.0,
-        beta: float = 1.0,
+        beta: float = 10.0,
         n_tries: int | None = None,
         l2: float | str = "loo",
         solver: str = "cholesky",
@@ -494,7 +494,7 @@ class PlatonicMLP(_BasePlatonicMLP):
         activation: Any = "relu",
         projection: Any = "auto",
         alpha: float = 1.0,
-        beta: float = 1.0,
+        beta: float = 10.0,
         n_tries: int | None = None,
         l2: float | str = "loo",
         solver: str = "cholesky",

@@ -114,9 +114,7 @@ class Network:
         raise IndexError(layer)
 
     def output(self, X: Tensor) -> Tensor:
-        Z = X
-        for Z in self.representations(X):
-            pass
+        *_, Z = self.representations(X)
         return torch.addmm(self.biases[-1], Z, self.weights[-1])
 
 

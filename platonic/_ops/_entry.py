@@ -17,7 +17,7 @@ def stream_of(device: torch.device) -> int:
 def where(tensor: torch.Tensor) -> tuple[int, int, int]:
     """(device index or -1 for the CPU, CPU threads, stream): how every kernel is told where to run."""
     if tensor.device.type == "cuda":
-        return tensor.device.index, 0, _stream(tensor.device)
+        return tensor.device.index, 0, stream_of(tensor.device)
     if tensor.device.type == "cpu":
         return -1, torch.get_num_threads(), 0
     raise ValueError(f"expected a tensor on cpu or cuda, got one on {tensor.device}")
