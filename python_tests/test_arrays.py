@@ -18,11 +18,19 @@ DTYPES = ["bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32
 DTYPES += ["float16", "float32", "float64", "complex64", "complex128"]
 
 
-@given(data=st.data(), dtype=st.sampled_from(DTYPES), shape=hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=5))
+@given(
+    data=st.data(),
+    dtype=st.sampled_from(DTYPES),
+    shape=hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=5),
+)
 def test_round_trip_of_any_numpy_view(data, dtype, shape):
     """Any dtype, byte order, shape and stride comes in with its values and goes back with its dtype."""
     order = data.draw(st.sampled_from("<>"))
-    base = data.draw(hnp.arrays(np.dtype(dtype).newbyteorder(order), shape, elements={"allow_nan": False} if dtype[0] in "fc" else None))
+    base = data.draw(
+        hnp.arrays(
+            np.dtype(dtype).newbyteorder(order), shape, elements={"allow_nan": False} if dtype[0] in "fc" else None
+        )
+    )
     view = base[data.draw(hnp.basic_indices(base.shape, allow_newaxis=True))]
     before = base.copy()
     tensor, origin = to_torch(view)
@@ -82,7 +90,11 @@ def test_lists_and_numbers_are_numpy():
     assert to_torch(3.5)[0].shape == ()
 
 
-@pytest.mark.parametrize("array", [np.array(["a"]), np.array([object()]), np.array(["2020-01-01"], "M8[D]")], ids=["str", "object", "datetime"])
+@pytest.mark.parametrize(
+    "array",
+    [np.array(["a"]), np.array([object()]), np.array(["2020-01-01"], "M8[D]")],
+    ids=["str", "object", "datetime"],
+)
 def test_dtypes_without_a_tensor(array):
     with pytest.raises(TypeError, match=re.escape(f"expected a numeric array, got dtype {array.dtype}")):
         to_torch(array)

@@ -28,7 +28,11 @@ def run(*arguments, **environment):
 def test_module_prints_what_was_built():
     done = run("-m", "platonic_core")
     assert done.returncode == 0, done.stderr
-    printed = dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if line.startswith(("platonic-dl", "torch", "numpy")))
+    printed = dict(
+        line.split(maxsplit=1)
+        for line in done.stdout.splitlines()
+        if line.startswith(("platonic-dl", "torch", "numpy"))
+    )
     assert printed["platonic-dl"] == __version__ == _C.version
     for name in describe():
         assert name in done.stdout
@@ -61,7 +65,11 @@ def test_limit_is_lifted_again():
 
 
 def test_imports_without_a_gpu():
-    done = run("-c", "import platonic, torch; assert not torch.cuda.is_available(); print(platonic.__version__)", CUDA_VISIBLE_DEVICES="")
+    done = run(
+        "-c",
+        "import platonic, torch; assert not torch.cuda.is_available(); print(platonic.__version__)",
+        CUDA_VISIBLE_DEVICES="",
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == __version__
 
@@ -92,5 +100,7 @@ def test_a_forked_worker_fits_after_its_parent():
     """
     data = FitsInItsWorker()
     here = data[0]
-    loader = torch.utils.data.DataLoader(data, batch_size=None, num_workers=1, multiprocessing_context="fork", timeout=60)
+    loader = torch.utils.data.DataLoader(
+        data, batch_size=None, num_workers=1, multiprocessing_context="fork", timeout=60
+    )
     np.testing.assert_allclose(next(iter(loader)), here, rtol=0, atol=1e-9)

@@ -23,7 +23,9 @@ def fit_of(Z, Y, weights, l2=0.1):
     options = ReadoutOptions(l2, "cholesky", None, False)
     tensors = torch.tensor(Z), torch.tensor(Y), None if weights is None else w
     made = fit_readout(*tensors, options, rows)
-    fit = SimpleNamespace(representation=tensors[0], targets=tensors[1], weights=tensors[2], readout=made, loo_rows=rows)
+    fit = SimpleNamespace(
+        representation=tensors[0], targets=tensors[1], weights=tensors[2], readout=made, loo_rows=rows
+    )
     return fit, options
 
 

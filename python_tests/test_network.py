@@ -15,7 +15,9 @@ from platonic.targets import TargetOptions
 
 
 def options(alpha=1.0, beta=1.0, relative=False, l2=0.0, n_tries=None, ema=0.2, solver="cholesky"):
-    return FitOptions(TargetOptions(alpha, beta, relative, None), ReadoutOptions(l2, solver, None, relative), n_tries, ema)
+    return FitOptions(
+        TargetOptions(alpha, beta, relative, None), ReadoutOptions(l2, solver, None, relative), n_tries, ema
+    )
 
 
 def plans(widths, projection, activation="celu"):
@@ -63,7 +65,8 @@ def test_tries_keep_the_lowest_least_squares_distance():
     X, Y = sine(200)
     rng = np.random.default_rng(5)
     single = [
-        fit_network(torch.tensor(X), torch.tensor(Y), None, None, plans((6,), "random"), options(), rng).records[0].lsd for _ in range(5)
+        fit_network(torch.tensor(X), torch.tensor(Y), None, None, plans((6,), "random"), options(), rng).records[0].lsd
+        for _ in range(5)
     ]
     assert len(set(single)) == 5
     best = fit(X, Y, plans((6,), "random"), options(n_tries=5), 5)
@@ -84,7 +87,9 @@ def test_deterministic_projections_are_not_tried_again(monkeypatch):
 def test_importance_is_the_running_squared_error(monkeypatch, ema):
     seen = []
     plain = network.PROJECTIONS["platonic_pca"]
-    monkeypatch.setitem(network.PROJECTIONS, "platonic_pca", lambda layer, *rest: seen.append(layer.importance) or plain(layer, *rest))
+    monkeypatch.setitem(
+        network.PROJECTIONS, "platonic_pca", lambda layer, *rest: seen.append(layer.importance) or plain(layer, *rest)
+    )
     X, Y = sine(60)
     errors = []
     fit(
@@ -146,7 +151,9 @@ def test_a_weight_of_two_is_two_rows_across_the_row_limits(monkeypatch):
     opts = options(relative=True, l2="loo")
     a = fit(X, Y, plans((10, 10), "auto", "relu"), opts, weights=torch.full((60,), 2.0, dtype=torch.float64))
     b = fit(np.repeat(X, 2, axis=0), np.repeat(Y, 2, axis=0), plans((10, 10), "auto", "relu"), opts)
-    assert [(r.l2, r.projection) for r in a.records] == [(pytest.approx(r.l2, rel=1e-9), r.projection) for r in b.records]
+    assert [(r.l2, r.projection) for r in a.records] == [
+        (pytest.approx(r.l2, rel=1e-9), r.projection) for r in b.records
+    ]
     torch.testing.assert_close(a.network.output(torch.tensor(X)), b.network.output(torch.tensor(X)), rtol=0, atol=1e-6)
 
 

@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 
 from oracles import brute_leave_one_out, brute_ridge, problem
 from platonic import readout
-from platonic.readout import LooRows, ReadoutOptions, choose_l2, column_scale, fit_readout, leave_one_out_scores, penalty_unit
+from platonic.readout import (
+    LooRows,
+    ReadoutOptions,
+    choose_l2,
+    column_scale,
+    fit_readout,
+    leave_one_out_scores,
+    penalty_unit,
+)
 
 ONE = 2**62  # as readout._EXACT_WORK: always from the rows
 NONE = -1  # never
@@ -24,7 +32,9 @@ def draw(seed, m, p, k=2, noise=0.5):
 
 def all_rows(m, weights=None, left_out=None):
     ones = torch.ones(m, dtype=torch.float64)
-    return LooRows(None, ones if weights is None else torch.tensor(weights), ones if left_out is None else torch.tensor(left_out))
+    return LooRows(
+        None, ones if weights is None else torch.tensor(weights), ones if left_out is None else torch.tensor(left_out)
+    )
 
 
 def mean_freedom(Z, penalty):
@@ -68,7 +78,9 @@ def test_scores_are_those_of_refits(monkeypatch, m, p, weighted, relative, work)
 def test_both_paths_agree(m, p, l2, seed):
     Z, Y = draw(seed, m, p)
     unit = torch.ones(p, dtype=torch.float64)
-    results = [path(problem(Z, Y), unit, all_rows(m), 1.0).residuals(l2) for path in (readout._ExactPath, readout._GramPath)]
+    results = [
+        path(problem(Z, Y), unit, all_rows(m), 1.0).residuals(l2) for path in (readout._ExactPath, readout._GramPath)
+    ]
     for exact, gram in zip(*results, strict=True):
         # the Gram matrix loses the square of the condition number of sqrt(|Z|^2 / l2)
         torch.testing.assert_close(exact, gram, rtol=1e-6, atol=1e-8 * float(exact.abs().max()))
@@ -141,7 +153,9 @@ def test_readout_is_ridge_in_its_units(rng, relative, weighted):
 def test_lsd_is_equation_5_3(rng):
     """||Y - Z Z^+ Y||_F^2 / m with Z = [1 Z] and no penalty."""
     Z, Y = draw(6, 50, 5)
-    made = fit_readout(torch.tensor(Z), torch.tensor(Y), None, ReadoutOptions(0.0, "cholesky", None, False), all_rows(50))
+    made = fit_readout(
+        torch.tensor(Z), torch.tensor(Y), None, ReadoutOptions(0.0, "cholesky", None, False), all_rows(50)
+    )
     ones = np.hstack([np.ones((50, 1)), Z])
     assert made.lsd == pytest.approx(np.linalg.norm(Y - ones @ np.linalg.pinv(ones) @ Y) ** 2 / 50, rel=1e-10)
 

@@ -110,7 +110,9 @@ def test_weights_are_repetition(counts, seed):
     rng = np.random.default_rng(seed)
     m = len(counts)
     A, Y, fold = rng.standard_normal((m, 8)), rng.standard_normal((m, 2)), np.arange(m) % 2 == 0
-    a = choose_units(torch.tensor(A), torch.tensor(Y), torch.tensor(counts, dtype=torch.float64), torch.tensor(fold), 4, 1e-8)
+    a = choose_units(
+        torch.tensor(A), torch.tensor(Y), torch.tensor(counts, dtype=torch.float64), torch.tensor(fold), 4, 1e-8
+    )
     b = choose_units(*map(torch.tensor, repeated(counts, A, Y)), None, torch.tensor(np.repeat(fold, counts)), 4, 1e-8)
     assert a[1] == b[1]
     assert a[0].tolist() == b[0].tolist()

@@ -19,7 +19,12 @@ EPS = {np.float32: 6e-8, np.float64: 1.1e-16}
 
 def solve(name, Z, Y, l2=0.0, weights=None, tol=None):
     return solve_ridge(
-        torch.tensor(Z), torch.tensor(Y), l2, weights=None if weights is None else torch.tensor(weights), solver=name, tol=tol
+        torch.tensor(Z),
+        torch.tensor(Y),
+        l2,
+        weights=None if weights is None else torch.tensor(weights),
+        solver=name,
+        tol=tol,
     )
 
 
@@ -45,7 +50,9 @@ def test_against_scikit_learn(rng, name, dtype, l2, weighted):
     # condition about 2; moments in the data's dtype keep relative errors near its rounding unit times sqrt(m)
     tolerance = 100 * EPS[dtype]
     np.testing.assert_allclose(got.coef.numpy(), want.coef_.T, rtol=0, atol=tolerance * np.abs(want.coef_).max())
-    np.testing.assert_allclose(got.intercept.numpy(), want.intercept_, rtol=0, atol=tolerance * np.abs(want.coef_).max())
+    np.testing.assert_allclose(
+        got.intercept.numpy(), want.intercept_, rtol=0, atol=tolerance * np.abs(want.coef_).max()
+    )
     assert got.coef.dtype == got.intercept.dtype == torch.float64
     assert (got.rank, got.jitter) == (12, 0)
 

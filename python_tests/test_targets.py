@@ -17,7 +17,20 @@ from platonic.sampling import RowSampler
 from platonic.targets import PROJECTIONS, LayerInput, TargetOptions, draw_candidates, draw_rectangles, input_scale
 
 
-def make_layer(Z, Y, *, first=False, weights=None, importance=None, group=None, alpha=1.0, beta=1.0, relative=False, l2=0.0, image=None):
+def make_layer(
+    Z,
+    Y,
+    *,
+    first=False,
+    weights=None,
+    importance=None,
+    group=None,
+    alpha=1.0,
+    beta=1.0,
+    relative=False,
+    l2=0.0,
+    image=None,
+):
     """A LayerInput with its read-out, as the layer walk makes it."""
     Z, Y = torch.tensor(np.asarray(Z)), torch.tensor(np.asarray(Y))
     weights = None if weights is None else torch.tensor(np.asarray(weights, dtype=np.float64))
@@ -168,7 +181,8 @@ def test_elm_sees_no_targets():
     Z, Y = draw()
     for relative in (False, True):
         a, b = (
-            PROJECTIONS["elm"](make_layer(Z, T, first=True, relative=relative), 20, np.random.default_rng(0)) for T in (Y, -3 * Y + 1)
+            PROJECTIONS["elm"](make_layer(Z, T, first=True, relative=relative), 20, np.random.default_rng(0))
+            for T in (Y, -3 * Y + 1)
         )
         assert torch.equal(a.weight, b.weight)
         assert torch.equal(a.bias, b.bias)
@@ -186,7 +200,9 @@ def test_relative_scaling_ignores_units_of_the_input(name):
         outputs(layer, PROJECTIONS[name](layer, 5, np.random.default_rng(2)))
         for layer in (make_layer(A, Y, first=True, relative=True, l2=1e-3) for A in (Z, Z * scales + offsets))
     ]
-    if name == "pairs":  # the canonical order of the rows within equal targets does not depend on Z, targets are all different
+    if (
+        name == "pairs"
+    ):  # the canonical order of the rows within equal targets does not depend on Z, targets are all different
         rows = [np.abs(r) for r in rows]
     signs = np.sign((rows[0] * rows[1]).sum(0))  # components of Platonic PCA have no sign
     np.testing.assert_allclose(rows[0], signs * rows[1], rtol=0, atol=1e-7)
@@ -219,7 +235,9 @@ def test_input_scale(rng, dtype, weighted):
 )  # fmt: skip
 def test_rectangles_are_rectangles(height, width, channels, count, seed):
     shape = (height, width) if channels is None else (height, width, channels)
-    masks = draw_rectangles(shape, count, np.random.default_rng(seed)).numpy().reshape(count, height, width, channels or 1)
+    masks = (
+        draw_rectangles(shape, count, np.random.default_rng(seed)).numpy().reshape(count, height, width, channels or 1)
+    )
     for mask in masks:
         assert (mask == mask[..., :1]).all()  # all channels alike
         plane = mask[..., 0]
