@@ -38,14 +38,8 @@ class BatchedRidge(NamedTuple):
 
 def _enter(*arrays: Any) -> tuple[list[torch.Tensor], Origin]:
     """Tensors that share a floating-point dtype and a device. Tensors stay in their autograd graph."""
-    origins = [Origin("torch", a.device) if isinstance(a, torch.Tensor) else None for a in arrays]
-    tensors = []
-    for i, array in enumerate(arrays):
-        if origins[i] is not None:
-            tensors.append(array)
-        else:
-            tensor, origins[i] = to_torch(array)
-            tensors.append(tensor)
+    entered = [(a, Origin("torch", a.device)) if isinstance(a, torch.Tensor) else to_torch(a) for a in arrays]
+    tensors, origins = [tensor for tensor, _ in entered], [origin for _, origin in entered]
     dtype = tensors[0].dtype
     for tensor in tensors[1:]:
         dtype = torch.promote_types(dtype, tensor.dtype)
@@ -123,7 +117,7 @@ def batched_ridge(
     >>> import numpy as np
     >>> from platonic.batched import batched_ridge
     >>> X = np.ones((3, 4, 1)); Y = np.full((3, 4), 2.0)
-    >>> batched_ridge(X, Y, 4.0).coef.ravel().tolist()
+    >>> batched_ridge(X, Y, 4.0).coef.ravel().round(9).tolist()
     [1.0, 1.0, 1.0]
     """
     (x, y), origin = _enter(X, Y)
