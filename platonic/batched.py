@@ -176,11 +176,13 @@ def _solve_wide(
     first = torch.where(small.any(-1), small.int().argmax(-1) + 1, 0).int()
     status = torch.where((status > 0) & ((first == 0) | (status < first)), status, first)
     good = (status == 0)[..., None, None]
-    # A refused factor is replaced before the solve, so that no NaN reaches other systems' gradients.
-    factor = torch.where(good, factor, eye)
+    if not bool(good.all()):  # once more without the refused, so that no NaN reaches gradients that systems share
+        factor, _ = torch.linalg.cholesky_ex(torch.where(good, shifted, eye))
     coef = torch.cholesky_solve(y[:, None].expand(-1, l2.shape[0], -1, -1), factor)
     coef = torch.where(good, coef, torch.full((), torch.nan, dtype=coef.dtype, device=coef.device))
-    intercept = None if mean_x is None else (mean_y[:, None] - mean_x[:, None] @ coef)[:, :, 0].to(dtype)
+    intercept = None
+    if mean_x is not None and mean_y is not None:
+        intercept = (mean_y[:, None] - mean_x[:, None] @ coef)[:, :, 0].to(dtype)
     return coef.to(dtype), intercept, status
 
 
