@@ -72,7 +72,7 @@ def _measure(n: int, p: int, window: int, quick: bool) -> dict:
     if statsmodels is not None:
         np.testing.assert_allclose(ours(0.0)[window:], statsmodels()[window:], rtol=1e-6, atol=1e-9)
         candidates["statsmodels"] = statsmodels
-    times = time_interleaved(candidates, rounds=3 if quick or p > 50 else 7)
+    times = time_interleaved(candidates, rounds=3 if p > 50 else 7)
     low, middle, high = times["ours"]
     row = {"n": n, "p": p, "window": window, "ms": 1e3 * middle, "20%": 1e3 * low, "80%": 1e3 * high}
     for name in ("polars-ols", "statsmodels"):

@@ -26,8 +26,9 @@ def time_interleaved(
     timers = {name: Timer("f()", globals={"f": call}, num_threads=threads) for name, call in candidates.items()}
     repeats = {}
     for name, timer in timers.items():
-        timer.timeit(1)  # warm up
-        repeats[name] = max(1, int(min_time / max(timer.timeit(1).mean, 1e-9)))
+        once = timer.timeit(1).mean  # warms up
+        once = timer.timeit(1).mean if once < 1 else once
+        repeats[name] = max(1, int(min_time / max(once, 1e-9)))
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(rounds):
         for name, timer in timers.items():

@@ -38,14 +38,8 @@ class BatchedRidge(NamedTuple):
 
 def _enter(*arrays: Any) -> tuple[list[torch.Tensor], Origin]:
     """Tensors that share a floating-point dtype and a device. Tensors stay in their autograd graph."""
-    origins = [Origin("torch", a.device) if isinstance(a, torch.Tensor) else None for a in arrays]
-    tensors = []
-    for i, array in enumerate(arrays):
-        if origins[i] is not None:
-            tensors.append(array)
-        else:
-            tensor, origins[i] = to_torch(array)
-            tensors.append(tensor)
+    entered = [(a, Origin("torch", a.device)) if isinstance(a, torch.Tensor) else to_torch(a) for a in arrays]
+    tensors, origins = [tensor for tensor, _ in entered], [origin for _, origin in entered]
     dtype = tensors[0].dtype
     for tensor in tensors[1:]:
         dtype = torch.promote_types(dtype, tensor.dtype)
@@ -123,7 +117,7 @@ def batched_ridge(
     >>> import numpy as np
     >>> from platonic.batched import batched_ridge
     >>> X = np.ones((3, 4, 1)); Y = np.full((3, 4), 2.0)
-    >>> batched_ridge(X, Y, 4.0).coef.ravel().tolist()
+    >>> batched_ridge(X, Y, 4.0).coef.ravel().round(9).tolist()
     [1.0, 1.0, 1.0]
     """
     (x, y), origin = _enter(X, Y)
@@ -182,11 +176,13 @@ def _solve_wide(
     first = torch.where(small.any(-1), small.int().argmax(-1) + 1, 0).int()
     status = torch.where((status > 0) & ((first == 0) | (status < first)), status, first)
     good = (status == 0)[..., None, None]
-    # A refused factor is replaced before the solve, so that no NaN reaches other systems' gradients.
-    factor = torch.where(good, factor, eye)
+    if not bool(good.all()):  # once more without the refused, so that no NaN reaches gradients that systems share
+        factor, _ = torch.linalg.cholesky_ex(torch.where(good, shifted, eye))
     coef = torch.cholesky_solve(y[:, None].expand(-1, l2.shape[0], -1, -1), factor)
     coef = torch.where(good, coef, torch.full((), torch.nan, dtype=coef.dtype, device=coef.device))
-    intercept = None if mean_x is None else (mean_y[:, None] - mean_x[:, None] @ coef)[:, :, 0].to(dtype)
+    intercept = None
+    if mean_x is not None and mean_y is not None:
+        intercept = (mean_y[:, None] - mean_x[:, None] @ coef)[:, :, 0].to(dtype)
     return coef.to(dtype), intercept, status
 
 

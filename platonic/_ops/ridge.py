@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from platonic._ops._entry import kernels, where
@@ -58,7 +60,7 @@ def batched_ridge_gram(
 
 
 @batched_ridge_gram.register_fake
-def _(gram, right, l2, rtol):
+def _(gram: torch.Tensor, right: torch.Tensor, l2: torch.Tensor, rtol: float) -> tuple[torch.Tensor, torch.Tensor]:
     batch, p, r, grid = _check_gram(gram, right, l2)
     return gram.new_empty(batch, grid, p, r), gram.new_empty(batch, grid, dtype=torch.int32)
 
@@ -78,13 +80,13 @@ def _solve_each(gram: torch.Tensor, right: torch.Tensor, l2: torch.Tensor, rtol:
     return torch.cat(solved, 1) if solved else right
 
 
-def _save_gram(ctx, inputs, output) -> None:
+def _save_gram(ctx: Any, inputs: Any, output: Any) -> None:
     gram, _, l2, ctx.rtol = inputs
     ctx.save_for_backward(gram, l2, *output)
     ctx.mark_non_differentiable(output[1])
 
 
-def _gram_backward(ctx, grad, _):
+def _gram_backward(ctx: Any, grad: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     gram, l2, weights, status = ctx.saved_tensors
     solved = _solve_each(gram, grad, l2, ctx.rtol)
     solved, weights = _usable(status, solved, weights)
@@ -130,18 +132,22 @@ def batched_ridge_data(
 
 
 @batched_ridge_data.register_fake
-def _(x, y, l2, fit_intercept, rtol):
+def _(
+    x: torch.Tensor, y: torch.Tensor, l2: torch.Tensor, fit_intercept: bool, rtol: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     batch, _, p, r, grid = _check_data(x, y, l2)
     return x.new_empty(batch, grid, p, r), x.new_empty(batch, grid, r), x.new_empty(batch, grid, dtype=torch.int32)
 
 
-def _save_data(ctx, inputs, output) -> None:
+def _save_data(ctx: Any, inputs: Any, output: Any) -> None:
     x, y, l2, ctx.fit_intercept, ctx.rtol = inputs
     ctx.save_for_backward(x, y, l2, *output)
     ctx.mark_non_differentiable(output[2])
 
 
-def _data_backward(ctx, grad_w, grad_b, _):
+def _data_backward(
+    ctx: Any, grad_w: torch.Tensor, grad_b: torch.Tensor, _: torch.Tensor
+) -> tuple[torch.Tensor | None, ...]:
     x, y, l2, weights, intercepts, status = ctx.saved_tensors
     wide = [t.double() for t in (x, y, weights, intercepts, grad_w, grad_b)]
     x64, y64, w, b, gw, gb = wide
@@ -212,6 +218,8 @@ def rolling_ridge(
 
 
 @rolling_ridge.register_fake
-def _(x, y, window, l2, fit_intercept, min_periods, rtol):
+def _(
+    x: torch.Tensor, y: torch.Tensor, window: int, l2: float, fit_intercept: bool, min_periods: int, rtol: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     n, p, r = _check_rolling(x, y, window, min_periods)
     return x.new_empty(n, p, r), x.new_empty(n, r), x.new_empty(n, dtype=torch.int32)
