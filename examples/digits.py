@@ -14,19 +14,19 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from platonic import PlatonicMLPClassifier, datasets, plots
+from platonic import PlatonicMLP, datasets, plots
 
 WIDTHS = [10, 20, 50, 100, 200, 400]
 SEEDS = [0, 1, 2]
 
 
 def make_platonic(width, seed):
-    return PlatonicMLPClassifier(width, random_state=seed)
+    return PlatonicMLP(width, random_state=seed)
 
 
 def make_elm(width, seed):
     """The baseline: hidden weights are random and see no data."""
-    return PlatonicMLPClassifier(width, projection="elm", random_state=seed)
+    return PlatonicMLP(width, projection="elm", random_state=seed)
 
 
 def make_mlp(width, seed):
@@ -34,10 +34,17 @@ def make_mlp(width, seed):
     return make_pipeline(StandardScaler(), MLPClassifier(width, random_state=seed))
 
 
-def measure(make, width, data, seeds):
+METHODS = {
+    "PlatonicMLP, closed form": make_platonic,
+    "ELM, closed form, random weights": make_elm,
+    "MLPClassifier, gradient descent": make_mlp,
+}
+
+
+def measure(make, width, data):
     """Fit once for each seed; medians of test accuracy, training accuracy and seconds of a fit."""
     runs = []
-    for seed in seeds:
+    for seed in SEEDS:
         model = make(width, seed)
         started = time.perf_counter()
         model.fit(data.X_train, data.y_train)
@@ -50,7 +57,7 @@ def draw(path, data, width, widths, scores, mlp_score):
     """Upper part: what the layers of a deeper network make of the test images. Lower part: accuracy against width."""
     figure = plots.new_figure(10, 7.5)
     upper, lower = figure.subfigures(2, 1, height_ratios=[1, 1])
-    deep = PlatonicMLPClassifier((2 * width, width, width // 2), random_state=0).fit(data.X_train, data.y_train)
+    deep = PlatonicMLP((2 * width, width, width), random_state=0).fit(data.X_train, data.y_train)
     upper.suptitle("test digits on the first two principal components of each layer of a closed-form network")
     plots.draw_representations(upper, deep, data.X_test, data.y_test)
     axes = lower.subplots()
@@ -71,22 +78,15 @@ def main(argv=None):
     make_platonic(10, 0).fit(data.X_train, data.y_train)  # the first fit in a process starts threads; it is not timed
     print(f"{data.description}; one hidden layer of {args.width} units\n")
     print(f"{'':38} test    train   seconds")
-    methods = {
-        "PlatonicMLP, closed form": (make_platonic, SEEDS),
-        "ELM, closed form, random weights": (make_elm, SEEDS),
-        "MLPClassifier, gradient descent": (make_mlp, SEEDS[:1]),
-    }
     results = {}
-    for name, (make, seeds) in methods.items():
-        test, train, seconds = results[name] = measure(make, args.width, data, seeds)
-        print(f"{name:34} {test:8.4f} {train:8.4f} {seconds:9.3f}")
-    print(f"\nClosed form: medians of {len(SEEDS)} seeds. Seconds are those of a fit.")
+    for name, make in METHODS.items():
+        test, train, seconds = results[name] = measure(make, args.width, data)
+        print(f"{name:34} {test:8.4f} {train:8.4f} {seconds:9.3f}", flush=True)
+    print(f"\nAccuracies, and seconds of a fit: medians of {len(SEEDS)} seeds.")
 
     if args.plot:
-        scores = {
-            name: [measure(make, width, data, SEEDS)[0] for width in args.widths]
-            for name, make in (("PlatonicMLP", make_platonic), ("ELM (random weights)", make_elm))
-        }
+        closed_form = {"PlatonicMLP": make_platonic, "ELM (random weights)": make_elm}
+        scores = {name: [measure(make, width, data)[0] for width in args.widths] for name, make in closed_form.items()}
         draw(args.plot, data, args.width, args.widths, scores, results["MLPClassifier, gradient descent"][0])
         print(f"Figure: {args.plot}")
 

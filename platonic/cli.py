@@ -68,10 +68,8 @@ def _show_warning(message: Any, category: Any, filename: str, lineno: int, file:
 class _Parser(argparse.ArgumentParser):
     """Its errors are exceptions, and options are not abbreviated."""
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(
-            *args, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs
-        )  # fmt: skip
+    def __init__(self, **kwargs: Any):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message} ({self.prog} --help lists the options)")
@@ -111,14 +109,14 @@ def _make_parser() -> argparse.ArgumentParser:
 def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", required=True, metavar="NAME|FILE|FOLDER",
-        help=f"one of {', '.join(NAMES)}; a .csv file with a header; a folder of MNIST-like IDX files; a folder (or .tar, "
-        ".tar.gz, .tar.xz) of images, CLASS/*.png or train/CLASS/*.png and test/CLASS/*.png",
+        help=f"one of {', '.join(NAMES)}; a .csv file with a header; a folder of MNIST-like IDX files; a folder (or "
+        ".tar, .tar.gz, .tar.xz) of images, CLASS/*.png or train/CLASS/*.png and test/CLASS/*.png",
     )  # fmt: skip
     parser.add_argument("--data-dir", metavar="FOLDER", help="where data are looked for (default: the current folder)")
     parser.add_argument(
         "--data-option", action="append", default=[], type=_option, metavar="NAME=VALUE",
-        help="option of the data set's loader, such as delimiter=';' (CSV), mode=L (images: as grey), turns=2 (spirals); "
-        "may be repeated",
+        help="option of the data set's loader, such as delimiter=';' (CSV), mode=L (images: as grey), turns=2 (spirals)"
+        "; may be repeated",
     )  # fmt: skip
 
 
@@ -154,8 +152,8 @@ def _add_estimator(parser: argparse.ArgumentParser) -> None:
     )
     add("--activation", "activation of the hidden layers", choices=list(ACTIVATIONS))
     add(
-        "--projection", f"where weights come from: auto, {', '.join(PROJECTIONS)}; one for all layers, or one per layer, "
-        "separated by commas", type=_projections, metavar="NAME,NAME",
+        "--projection", f"where weights come from: auto, {', '.join(PROJECTIONS)}; one for all layers, or one per "
+        "layer, separated by commas", type=_projections, metavar="NAME,NAME",
     )  # fmt: skip
     add("--alpha", "scale of the pre-activations", type=_number)
     add("--beta", "weight of the targets beside the layer's input", type=_number)
@@ -166,8 +164,8 @@ def _add_estimator(parser: argparse.ArgumentParser) -> None:
     add("--scaling", "absolute takes alpha, beta and l2 literally", choices=["relative", "absolute"])
     add("--ema", "platonic_pca: how much of a sample's old importance a layer keeps", type=_number)
     add(
-        "--image-shape", "HxW or HxWxC: a row is an image of this shape; auto: the data set's shape; none: features are "
-        "columns of a table (the default, for images too)", type=_image_shape, metavar="HxW",
+        "--image-shape", "HxW or HxWxC: a row is an image of this shape; auto: the data set's shape; none: features "
+        "are columns of a table (the default, for images too)", type=_image_shape, metavar="HxW",
     )  # fmt: skip
     add("--class-weight", "balanced: classes count alike, whatever their size", choices=["balanced"])
     add("--dtype", "dtype of the representations", choices=["float32", "float64"])

@@ -59,7 +59,8 @@ def run_fit(args: Namespace) -> None:
         print(f"model saved to {args.save}")
     if args.plot is not None:
         figure = plots.plot_fit(
-            estimator, data.X_train, data.y_train, data.X_test, data.y_test, test_scores=table.test_scores, name=data.name
+            estimator, data.X_train, data.y_train, data.X_test, data.y_test,
+            test_scores=table.test_scores or None, name=data.name,
         )  # fmt: skip
         plots.save_figure(figure, args.plot)
         print(f"figure saved to {args.plot}")

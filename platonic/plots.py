@@ -20,17 +20,19 @@ from platonic.inputs import to_numpy
 from platonic.persistence import write_atomically
 
 __all__ = [
-    "draw_curve", "draw_lsd", "draw_representations", "draw_scores", "draw_widths", "new_figure", "plot_fit", "save_figure",
+    "check_format", "draw_curve", "draw_lsd", "draw_representations", "draw_scores", "draw_widths", "new_figure",
+    "plot_fit", "save_figure",
 ]  # fmt: skip
 
-# Ten colours told apart with the common colour deficiencies (Petroff 2021, arXiv 2107.02270), ordered light-dark.
+# Ten colours told apart with the common colour deficiencies: those of Petroff (2021, arXiv 2107.02270), but black for
+# the darker of its two greys.
 COLOURS = (
-    "#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd",
+    "#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#000000", "#92dadd",
 )  # fmt: skip
 _SEQUENCE = "cividis"  # for values, and for more classes than there are colours
 _MOST_POINTS = 1500
 _MOST_PANELS = 8  # the input and up to seven layers
-_MOST_LEGEND = 20
+_MOST_LEGEND = 10
 _PANEL = 2.7  # inches
 _DPI = 150
 
@@ -45,11 +47,10 @@ def new_figure(width: float, height: float) -> Any:
     """
     try:
         from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ImportError as error:
         raise ImportError('figures need matplotlib: pip install "platonic-dl[plot]"') from error
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
-    return figure
+    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08))
 
 
 def check_format(path: str | os.PathLike[str]) -> None:

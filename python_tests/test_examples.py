@@ -1,0 +1,41 @@
+"""The examples run, in a reduced mode, and print what they promise."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def load_example(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_digits_prints_a_table_and_draws(tmp_path, capsys, monkeypatch):
+    digits = load_example("digits")
+    monkeypatch.setattr(digits, "SEEDS", [0])
+    digits.main(["--width", "30", "--widths", "5", "10", "--plot", str(tmp_path / "demo.png")])
+    rows = {line[:34].strip(): line[34:].split() for line in capsys.readouterr().out.splitlines()}
+    scores = {name: [float(cell) for cell in rows[name]] for name in digits.METHODS}
+    for test, train, seconds in scores.values():
+        assert 0.6 < test <= train <= 1
+        assert seconds > 0
+    assert scores["PlatonicMLP, closed form"][0] > scores["ELM, closed form, random weights"][0]
+    assert (tmp_path / "demo.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_digits_without_a_figure_writes_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    digits = load_example("digits")
+    monkeypatch.setattr(digits, "SEEDS", [0])
+    monkeypatch.setattr(digits, "METHODS", {"PlatonicMLP, closed form": digits.make_platonic})
+    digits.main(["--width", "5"])
+    assert "PlatonicMLP" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
