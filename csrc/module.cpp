@@ -22,10 +22,12 @@ PYBIND11_MODULE(_C, m) {
     m.attr("cuda_version") = PLATONIC_STRINGIFY(PLATONIC_CUDA_VERSION);
     m.attr("cuda_archs") = PLATONIC_STRINGIFY(PLATONIC_CUDA_ARCHS);
     m.attr("compiler") = std::string("C++ ") + std::to_string(__cplusplus) + ", " + __VERSION__;
-    m.def("isa", [] { return platonic::isa_name(platonic::isa()); },
-          "The instruction set that CPU kernels use: scalar, avx2 or avx512.");
-    m.def("limit_isa", [](const std::string& name) { platonic::limit_isa(name.c_str()); }, py::arg("name"),
-          "Use at most this instruction set; '' lifts the limit. For tests and benchmarks.");
+    m.def(
+        "isa", [] { return platonic::isa_name(platonic::isa()); },
+        "The instruction set that CPU kernels use: scalar, avx2 or avx512.");
+    m.def(
+        "limit_isa", [](const std::string& name) { platonic::limit_isa(name.c_str()); }, py::arg("name"),
+        "Use at most this instruction set; '' lifts the limit. For tests and benchmarks.");
 
     py::module_ room = m.def_submodule("platonic", "Closed-form fitting of multilayer perceptrons.");
     platonic::bind_platonic(room);

@@ -234,19 +234,21 @@ class _BasePlatonicMLP(BaseEstimator):
         device = torch.device(self.device) if self.device is not None else features.device
         dtype = settings.compute_dtype(features)
         keep = None if weights is None else weights > 0
-        X_t, Y_t, group, weights, left_out = (
-            None if t is None else (t if keep is None else t[keep.to(t.device)]).to(device)
-            for t in (features, Y, group, weights, left_out)
-        )
+
+        def enter(tensor: Tensor) -> Tensor:
+            return (tensor if keep is None else tensor[keep.to(tensor.device)]).to(device)
+
+        X_t, Y_t = enter(features).to(dtype), enter(Y).to(dtype)
+        group, weights, left_out = (None if t is None else enter(t) for t in (group, weights, left_out))
         if group is not None and len(torch.unique(group)) < 2:
             raise ValueError("Classifier can't train when only one class is present (in the rows of positive weight).")
         fit = network.fit_network(
-            X_t.to(dtype), Y_t.to(dtype), group, weights, settings.plans, settings.options,
+            X_t, Y_t, group, weights, settings.plans, settings.options,
             np.random.default_rng(check_random_state(self.random_state).randint(0, 2**31 - 1, 4)),
             parameters.progress(self.verbose, settings.plans, observe), left_out,
         )  # fmt: skip
         fitted = fit.network
-        if scale is not None:
+        if scale is not None and shift is not None:
             fitted = network.with_output_scale(fitted, scale.to(device), shift.to(device))
         self.task_ = task
         self.activation_ = self.activation
@@ -254,7 +256,7 @@ class _BasePlatonicMLP(BaseEstimator):
         self.coefs_ = [origin.back(w) for w in fitted.weights]
         self.intercepts_ = [origin.back(b) for b in fitted.biases]
         self.layer_scores_ = fit.records
-        if task == "classification":
+        if group is not None:
             self.classes_ = targets_origin.asarray(classes)
             self.temperature_ = calibration.fit_temperature(fit, group, settings.options.readout)
         else:
@@ -406,7 +408,9 @@ class _BasePlatonicMLP(BaseEstimator):
         net = self._network()
         modules: list[nn.Module] = []
         for i, (weight, bias) in enumerate(zip(net.weights, net.biases, strict=True)):
-            linear = nn.Linear(*weight.shape, device="meta", dtype=weight.dtype).to_empty(device=weight.device)
+            linear = nn.Linear(weight.shape[0], weight.shape[1], device="meta", dtype=weight.dtype).to_empty(
+                device=weight.device
+            )
             with torch.no_grad():
                 linear.weight.copy_(weight.T)
                 linear.bias.copy_(bias)

@@ -65,8 +65,8 @@ class _Rows:
 
     def every(self, step: int) -> _Rows:
         """Rows 0, step, 2 step, ..."""
-        x, y, weight = (None if t is None else t[::step].contiguous() for t in (self.x, self.y, self.weight))
-        return _Rows(x, y, weight)
+        y, weight = (None if t is None else t[::step].contiguous() for t in (self.y, self.weight))
+        return _Rows(self.x[::step].contiguous(), y, weight)
 
     def moments(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The matrix C [p, p] itself and the mean, float64 on the CPU."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 # ---- fit_narrow ----
 
-_ACTIVATIONS = {
+_ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "identity": lambda u: u,
     "relu": lambda u: np.maximum(u, 0.0),
     "abs": np.abs,
@@ -76,7 +77,7 @@ def fit_narrow(
     relative: bool = True,
     bias_scale: float = 1.0,
     weight: np.ndarray | None = None,
-) -> dict[str, list]:
+) -> dict[str, Any]:
     """What platonic.fit_narrow computes, from explicit draws [n_tries, 1 + h_in + k, h_out] of each layer."""
     weight = np.ones(len(X)) if weight is None else weight
     act = _ACTIVATIONS[activation]

@@ -18,7 +18,7 @@ if find_spec("platonic_core._C") is None:
         "source folder (needs a C++17 compiler)."
     )
 
-from platonic_core import _C
+from platonic_core import _C as _C
 
 if _C.version != __version__:
     raise ImportError(

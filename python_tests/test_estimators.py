@@ -51,7 +51,21 @@ def blobs(seed=0, m=90, n=4, classes=3, spread=1.0):
         (lambda y: torch.tensor(y), "classification"),
         (lambda y: torch.tensor(y) > 0, "classification"),
     ],
-    ids=["f8", "f4", "floats", "torch f4", "i1", "u2", "bool", "str", "objects", "category", "polars", "torch i8", "torch bool"],
+    ids=[
+        "f8",
+        "f4",
+        "floats",
+        "torch f4",
+        "i1",
+        "u2",
+        "bool",
+        "str",
+        "objects",
+        "category",
+        "polars",
+        "torch i8",
+        "torch bool",
+    ],
 )
 def test_y_decides_the_task(convert, task):
     X, y = blobs()
@@ -128,7 +142,8 @@ def test_the_order_of_rows_does_not_matter(projection):
     X, y = blobs()
     order = np.random.default_rng(1).permutation(len(X))
     a, b = (
-        PlatonicMLPClassifier((12, 8), projection=projection, random_state=0).fit(X[p], y[p]).decision_function(X) for p in (slice(None), order)
+        PlatonicMLPClassifier((12, 8), projection=projection, random_state=0).fit(X[p], y[p]).decision_function(X)
+        for p in (slice(None), order)
     )
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-7)
 
@@ -229,7 +244,9 @@ def test_all_columns_constant():
     y = np.array([0, 0, 0, 1, 1])
     model = PlatonicMLPClassifier(5, random_state=0).fit(np.ones((5, 3)), y)
     assert model.predict(np.ones((2, 3))).tolist() == [0, 0]
-    assert PlatonicMLPRegressor(5, random_state=0).fit(np.ones((4, 1)), [1.0, 2, 3, 6]).predict([[1.0]]) == pytest.approx(3)
+    assert PlatonicMLPRegressor(5, random_state=0).fit(np.ones((4, 1)), [1.0, 2, 3, 6]).predict(
+        [[1.0]]
+    ) == pytest.approx(3)
 
 
 def test_constant_regression_target():
@@ -244,7 +261,11 @@ def test_constant_regression_target():
 @pytest.mark.parametrize("dataset", ["iris", "wine", "digits"])
 def test_float32_scores_as_float64(dataset, projection, iris):
     """Held-out accuracy within two standard errors of a difference between two classifiers (mean of three seeds)."""
-    X, y = {"iris": lambda: iris, "wine": lambda: load_wine(return_X_y=True), "digits": lambda: load_digits(return_X_y=True)}[dataset]()
+    X, y = {
+        "iris": lambda: iris,
+        "wine": lambda: load_wine(return_X_y=True),
+        "digits": lambda: load_digits(return_X_y=True),
+    }[dataset]()
     train, test, a, b = train_test_split(X, y, random_state=0, stratify=y)
     score = {
         (dtype, fit_dtype): np.mean([
@@ -311,9 +332,13 @@ def test_array_api_arrays_on_another_device():
 def test_cuda_draws_as_the_cpu_does():
     X, y = blobs(m=500)
     here = PlatonicMLPClassifier((20, 10), random_state=0).fit(X, y)
-    there = PlatonicMLPClassifier((20, 10), random_state=0).fit(torch.tensor(X, device="cuda"), torch.tensor(y, device="cuda"))
+    there = PlatonicMLPClassifier((20, 10), random_state=0).fit(
+        torch.tensor(X, device="cuda"), torch.tensor(y, device="cuda")
+    )
     assert there.coefs_[0].is_cuda
-    np.testing.assert_allclose(there.decision_function(torch.tensor(X, device="cuda")).cpu(), here.decision_function(X), atol=1e-5)
+    np.testing.assert_allclose(
+        there.decision_function(torch.tensor(X, device="cuda")).cpu(), here.decision_function(X), atol=1e-5
+    )
     assert isinstance(PlatonicMLPClassifier(5, device="cuda").fit(X, y).predict(X), np.ndarray)
 
 
@@ -328,14 +353,20 @@ def test_hidden_layers_and_attributes():
         assert 0 <= model.layer_scores_[i].lsd < 1
         assert 0 <= model.layer_scores_[i].score <= 1
     np.testing.assert_array_equal(model.hidden(X), model.hidden(X, 2))
-    np.testing.assert_allclose(model.decision_function(X), Z @ model.coefs_[3] + model.intercepts_[3], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(
+        model.decision_function(X), Z @ model.coefs_[3] + model.intercepts_[3], rtol=0, atol=1e-12
+    )
     assert model.layer_scores_[-1].score == pytest.approx(model.score(X, y))
     assert model.n_outputs_ == 3
     with pytest.raises(ValueError, match=r"layer must be an integer in \[-3, 3\), got 3"):
         model.hidden(X, 3)
 
 
-@pytest.mark.parametrize("activation", ["relu", "abs", "tanh", "celu", "identity", torch.sigmoid, torch.nn.PReLU(init=0.3), torch.nn.Softplus()], ids=str)
+@pytest.mark.parametrize(
+    "activation",
+    ["relu", "abs", "tanh", "celu", "identity", torch.sigmoid, torch.nn.PReLU(init=0.3), torch.nn.Softplus()],
+    ids=str,
+)
 def test_to_torch_is_the_same_function(activation):
     X, y = blobs()
     model = PlatonicMLPClassifier((10, 6), activation=activation, random_state=0).fit(X, y)
@@ -349,7 +380,9 @@ def test_to_torch_is_the_same_function(activation):
     assert np.abs(model.coefs_[0]).max() > 0  # a copy
     reg = PlatonicMLPRegressor((10, 6), activation=activation, random_state=0).fit(X, 100 * X[:, 0] + 7)
     with torch.no_grad():
-        np.testing.assert_allclose(reg.to_torch().double()(torch.tensor(X))[:, 0].numpy(), reg.predict(X), rtol=0, atol=1e-8)
+        np.testing.assert_allclose(
+            reg.to_torch().double()(torch.tensor(X))[:, 0].numpy(), reg.predict(X), rtol=0, atol=1e-8
+        )
 
 
 # ------------------------------------------------------------------------------------------------------ tools around them
@@ -363,7 +396,9 @@ def test_random_state_repeats_a_fit():
     assert np.abs(make(3) - make(4)).max() > 1e-3
 
 
-@pytest.mark.parametrize("transport", [lambda e: pickle.loads(pickle.dumps(e)), lambda e: clone(e).fit(*blobs())], ids=["pickle", "clone"])
+@pytest.mark.parametrize(
+    "transport", [lambda e: pickle.loads(pickle.dumps(e)), lambda e: clone(e).fit(*blobs())], ids=["pickle", "clone"]
+)
 def test_pickle_and_clone(transport):
     X, y = blobs()
     model = PlatonicMLPClassifier((10, 5), activation="abs", class_weight="balanced", random_state=0).fit(X, y)
@@ -373,11 +408,15 @@ def test_pickle_and_clone(transport):
 def test_pipeline_grid_search_and_processes(iris):
     X, y = iris
     pipe = make_pipeline(StandardScaler(), PlatonicMLPClassifier(20, random_state=0))
-    search = GridSearchCV(pipe, {"platonicmlpclassifier__l2": ["loo", 1e-2], "platonicmlpclassifier__activation": ["relu", "tanh"]}, cv=3)
+    search = GridSearchCV(
+        pipe, {"platonicmlpclassifier__l2": ["loo", 1e-2], "platonicmlpclassifier__activation": ["relu", "tanh"]}, cv=3
+    )
     assert search.fit(X, y).best_score_ > 0.9
     alone = cross_val_score(pipe, X, y, cv=4)
     np.testing.assert_allclose(cross_val_score(pipe, X, y, cv=4, n_jobs=2), alone, atol=0.03)
-    np.testing.assert_array_equal(cross_val_score(PlatonicMLP(20, task="classification", random_state=0), X, y, cv=4).shape, (4,))
+    np.testing.assert_array_equal(
+        cross_val_score(PlatonicMLP(20, task="classification", random_state=0), X, y, cv=4).shape, (4,)
+    )
 
 
 @pytest.mark.parametrize("frame", [pandas.DataFrame, polars.DataFrame], ids=["pandas", "polars"])

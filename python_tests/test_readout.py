@@ -138,9 +138,12 @@ def test_readout_is_ridge_in_its_units(rng, relative, weighted):
     Z, Y = draw(5, 60, 6)
     w = rng.uniform(0.5, 2, 60) if weighted else None
     made = fit_readout(
-        torch.tensor(Z), torch.tensor(Y), None if w is None else torch.tensor(w), ReadoutOptions(1e-2, "cholesky", None, relative),
+        torch.tensor(Z),
+        torch.tensor(Y),
+        None if w is None else torch.tensor(w),
+        ReadoutOptions(1e-2, "cholesky", None, relative),
         all_rows(60, w),
-    )  # fmt: skip
+    )
     variance = np.average((Z - np.average(Z, axis=0, weights=w)) ** 2, axis=0, weights=w)
     total = 60 if w is None else w.sum()
     coef, intercept = brute_ridge(Z, Y, 1e-2 * total * variance if relative else 1e-2, w)

@@ -50,8 +50,9 @@ def test_no_worse_than_literal_pseudoinverses(alpha, beta, dtype):
 @pytest.mark.parametrize("turns", [1.0, 1.5, 2.0])
 def test_defaults_separate_the_spirals(turns):
     data = make_two_spirals(800, turns=turns)
+    X, y = data.X_train, data.y_train
     scores = [
-        PlatonicMLPClassifier((32,) * 4, activation="tanh", random_state=seed).fit(data.X_train, data.y_train).score(data.X_train, data.y_train)
+        PlatonicMLPClassifier((32,) * 4, activation="tanh", random_state=seed).fit(X, y).score(X, y)
         for seed in range(2)
-    ]  # fmt: skip
+    ]
     assert np.mean(scores) >= 0.99

@@ -48,9 +48,12 @@ void limit_isa(const char* name) { limit = static_cast<int>(*name == '\0' ? Isa:
 
 const char* isa_name(Isa isa) {
     switch (isa) {
-        case Isa::avx512: return "avx512";
-        case Isa::avx2: return "avx2";
-        default: return "scalar";
+        case Isa::avx512:
+            return "avx512";
+        case Isa::avx2:
+            return "avx2";
+        default:
+            return "scalar";
     }
 }
 

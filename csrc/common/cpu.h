@@ -24,16 +24,24 @@ const char* isa_name(Isa isa);
 // PLATONIC_FOR_EACH_ISA(declaration;) declares functions in the namespace of every compiled instruction set;
 // PLATONIC_DISPATCH(function(arguments)) calls the one for isa().
 #if defined(__x86_64__)
-#define PLATONIC_FOR_EACH_ISA(...)     \
-    namespace scalar { __VA_ARGS__ }   \
-    namespace avx2 { __VA_ARGS__ }     \
-    namespace avx512 { __VA_ARGS__ }
-#define PLATONIC_DISPATCH(...)                                              \
-    (::platonic::isa() == ::platonic::Isa::avx512 ? avx512::__VA_ARGS__     \
-     : ::platonic::isa() == ::platonic::Isa::avx2 ? avx2::__VA_ARGS__       \
+#define PLATONIC_FOR_EACH_ISA(...) \
+    namespace scalar {             \
+    __VA_ARGS__                    \
+    }                              \
+    namespace avx2 {               \
+    __VA_ARGS__                    \
+    }                              \
+    namespace avx512 {             \
+    __VA_ARGS__                    \
+    }
+#define PLATONIC_DISPATCH(...)                                          \
+    (::platonic::isa() == ::platonic::Isa::avx512 ? avx512::__VA_ARGS__ \
+     : ::platonic::isa() == ::platonic::Isa::avx2 ? avx2::__VA_ARGS__   \
                                                   : scalar::__VA_ARGS__)
 #else
 #define PLATONIC_FOR_EACH_ISA(...) \
-    namespace scalar { __VA_ARGS__ }
+    namespace scalar {             \
+    __VA_ARGS__                    \
+    }
 #define PLATONIC_DISPATCH(...) (scalar::__VA_ARGS__)
 #endif

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import overload
+
 import torch
 
 from platonic_core import _C
@@ -11,7 +13,7 @@ kernels = _C.platonic
 
 def stream_of(device: torch.device) -> int:
     """The ``cudaStream_t`` that torch is using on `device`, 0 on the CPU."""
-    return torch.cuda.currentstream_of(device).cuda_stream if device.type == "cuda" else 0
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
 def where(tensor: torch.Tensor) -> tuple[int, int, int]:
@@ -27,6 +29,10 @@ def pointer(tensor: torch.Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
+@overload
+def check(tensor: torch.Tensor, name: str, shape: tuple[int, ...], like: torch.Tensor, op: str) -> torch.Tensor: ...
+@overload
+def check(tensor: None, name: str, shape: tuple[int, ...], like: torch.Tensor, op: str) -> None: ...
 def check(
     tensor: torch.Tensor | None, name: str, shape: tuple[int, ...], like: torch.Tensor, op: str
 ) -> torch.Tensor | None:

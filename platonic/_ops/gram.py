@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import torch
 
@@ -88,6 +88,32 @@ def _(x, y=None, sample_weight=None, weight=None, bias=None, activation="identit
     )
 
 
+@overload
+def gram(
+    x: torch.Tensor,
+    y: torch.Tensor | None = None,
+    *,
+    sample_weight: torch.Tensor | None = None,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    activation: str = "identity",
+    x_mean: torch.Tensor | None = None,
+    x_scale: torch.Tensor | None = None,
+    z_out: Literal[False] = False,
+) -> Moments: ...
+@overload
+def gram(
+    x: torch.Tensor,
+    y: torch.Tensor | None = None,
+    *,
+    sample_weight: torch.Tensor | None = None,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    activation: str = "identity",
+    x_mean: torch.Tensor | None = None,
+    x_scale: torch.Tensor | None = None,
+    z_out: Literal[True],
+) -> tuple[Moments, torch.Tensor]: ...
 def gram(
     x: torch.Tensor,
     y: torch.Tensor | None = None,
