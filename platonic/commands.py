@@ -80,7 +80,7 @@ def _load_data(args: Namespace) -> Dataset:
     except TypeError as error:  # an option that this loader does not have
         raise ValueError(f"--data-option: {error}") from error
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error} (--data-dir FOLDER looks elsewhere)") from error
+        raise FileNotFoundError(f"{str(error).rstrip('.')} (--data-dir FOLDER looks elsewhere)") from error
     return data if args.task is None else replace(data, task=args.task)
 
 
