@@ -70,10 +70,14 @@ def resolve_activation(activation: str | Callable[[Tensor], Tensor]) -> Activati
         raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)} or a callable, got {activation!r}.")
 
     def apply_checked(z: Tensor) -> Tensor:
-        out = activation(z)
-        if not isinstance(out, Tensor) or out.shape != z.shape:
-            what = f"a tensor of shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
-            raise ValueError(f"activation must map a tensor to a tensor of shape {tuple(z.shape)}, it returned {what}.")
+        with torch.no_grad():  # a module's own parameters stay as they are
+            out = activation(z)
+        if not isinstance(out, Tensor) or out.shape != z.shape or out.dtype != z.dtype:
+            got = f"{out.dtype} of shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
+            raise ValueError(
+                f"activation must map a tensor to a tensor of the same shape and dtype, {z.dtype} of shape "
+                f"{tuple(z.shape)}; it returned {got}."
+            )
         return out
 
     as_module = activation if isinstance(activation, nn.Module) else Apply(activation)

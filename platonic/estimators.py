@@ -231,7 +231,7 @@ class _BasePlatonicMLP(BaseEstimator):
         else:
             Y, shift, scale = self._encode_values(targets, weights, settings)
         parameters.check_against_data(settings, self.n_features_in_)
-        device = torch.device(self.device) if self.device is not None else features.device
+        device = parameters.compute_device(self.device, features)
         dtype = settings.compute_dtype(features)
         keep = None if weights is None else weights > 0
 
@@ -338,7 +338,7 @@ class _BasePlatonicMLP(BaseEstimator):
         check_is_fitted(self)
         check_same_library(self, X, method)
         features, origin = validate_features(self, X, reset=False)
-        device = torch.device(self.device) if self.device is not None else features.device
+        device = parameters.compute_device(self.device, features)
         net = self._network(device=device)
         widest = max(w.shape[1] for w in net.weights)
         block = max(1, _PREDICT_NUMBERS // max(1, widest))

@@ -126,7 +126,7 @@ def validate_targets(y: Any, n_samples: int) -> tuple[np.ndarray | torch.Tensor,
 def validate_regression_targets(y: np.ndarray | torch.Tensor) -> torch.Tensor:
     """Regression targets as a finite float64 tensor (m, k)."""
     if isinstance(y, np.ndarray):
-        if y.dtype.kind not in "biuf":
+        if y.dtype.kind not in "biufc":
             try:
                 y = y.astype(np.float64)
             except (TypeError, ValueError) as error:

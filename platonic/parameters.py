@@ -18,7 +18,7 @@ from platonic.readout import ReadoutOptions
 from platonic.solvers import SOLVERS
 from platonic.targets import DETERMINISTIC, PROJECTIONS, TargetOptions
 
-__all__ = ["Settings", "check_against_data", "check_parameters", "progress"]
+__all__ = ["Settings", "check_against_data", "check_parameters", "compute_device", "progress"]
 
 _FLOAT64_NUMBERS = 2**24  # widest representation (m x width) that float32 data are fitted in float64 for: 128 MiB
 _BAR_LAYERS = 20  # more layers than this show a progress bar instead of a line each
@@ -79,6 +79,19 @@ def check_against_data(settings: Settings, n_features: int) -> None:
         raise ValueError(f"image_shape={shape} has {int(np.prod(shape))} pixels, but X has {n_features} features.")
 
 
+def compute_device(device: Any, features: torch.Tensor) -> torch.device:
+    """The device that the parameter `device` names, or that of the data."""
+    if device is None:
+        return features.device
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device must name a device that torch can use here, got {device!r}: {reason}") from error
+    return found
+
+
 def progress(verbose: bool, plans: Sequence[LayerPlan], observe: network.Observer | None) -> network.Observer | None:
     """An observer that prints a line per layer, or moves a bar where there are many; then calls `observe`."""
     if not verbose:
@@ -129,7 +142,7 @@ def _projections(projection: Any, layers: int, relative: bool) -> list[str]:
 def _image_shape(shape: Any) -> tuple[int, ...] | None:
     if shape is None:
         return None
-    shape = tuple(shape)
+    shape = tuple(shape) if isinstance(shape, Sequence | np.ndarray) else (shape,)
     if len(shape) not in (2, 3):
         raise ValueError(f"image_shape must be (height, width) or (height, width, channels), got {shape!r}.")
     for side in shape:

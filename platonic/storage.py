@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from sklearn.utils import check_random_state
 
+from platonic.activations import resolve_activation
 from platonic.inputs import to_numpy
 from platonic.network import LayerRecord
 from platonic.persistence import ModelFormatError, load_model, save_model
@@ -73,7 +74,9 @@ def load_estimator(cls: type, path: str | Path) -> Any:
         elif "classes" in arrays:
             estimator.classes_ = arrays["classes"]
         _check_shapes(estimator)
-    except (KeyError, TypeError, AttributeError) as error:
+    except ModelFormatError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError, MemoryError) as error:
         raise ModelFormatError(f"{path}: not a complete {cls.__name__}: {error!r}.") from error
     return estimator
 
@@ -85,6 +88,20 @@ def _check_shapes(estimator: Any) -> None:
         if weight.ndim != 2 or weight.shape[0] != width or tuple(bias.shape) != (weight.shape[1],):
             raise ModelFormatError(f"layer {i}: weights {tuple(weight.shape)} and bias {tuple(bias.shape)} do not fit.")
         width = weight.shape[1]
+    if not estimator.layer_scores_ or len(estimator.layer_scores_) != len(estimator.coefs_) - 1:
+        raise ModelFormatError(f"{len(estimator.coefs_)} layers do not go with {len(estimator.layer_scores_)} scores.")
     if width != estimator.n_outputs_:
         raise ModelFormatError(f"the last layer has {width} outputs, not n_outputs_ = {estimator.n_outputs_}.")
+    if estimator.task_ not in ("classification", "regression"):
+        raise ModelFormatError(f"the task is {estimator.task_!r}.")
+    if estimator.task_ == "classification":
+        if estimator.classes_.ndim != 1 or len(estimator.classes_) != max(2, width):
+            raise ModelFormatError(f"classes of shape {tuple(estimator.classes_.shape)} do not go with {width} outputs.")
+        if not 0 < estimator.temperature_ < float("inf"):
+            raise ModelFormatError(f"the temperature is {estimator.temperature_}.")
+    elif not isinstance(estimator._one_dimensional, bool):
+        raise ModelFormatError("the number of dimensions of y is missing.")
+    if hasattr(estimator, "feature_names_in_") and len(estimator.feature_names_in_) != estimator.n_features_in_:
+        raise ModelFormatError(f"{len(estimator.feature_names_in_)} feature names for {estimator.n_features_in_} features.")
+    resolve_activation(estimator.activation_)
     check_random_state(estimator.random_state)
