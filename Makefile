@@ -32,7 +32,7 @@ format: $(VENV)/.lint
 gpu-check:
 	PLATONIC_CUDA=1 PLATONIC_CUDA_ARCHS="$${PLATONIC_CUDA_ARCHS-$$($(PYTHON) -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())')}" \
 	  $(PYTHON) setup.py -q build_ext --inplace
-	$(PYTHON) -m pytest -q -m "not cpu_only" -k cuda python_tests
+	$(PYTHON) -m pytest -q -k cuda python_tests
 	$(PYTHON) -m benchmarks --device cuda
 
 clean:

@@ -54,7 +54,7 @@ _PARAMETERS = """
     projection : str or sequence of str, default='auto'
         Where the weights of hidden layers come from, for all layers or one name per layer.
 
-        - 'auto' (with relative scaling): a pool of candidate units (first layer: differences of pairs of samples of
+        - 'auto' (with relative scaling): a pool of candidate units (first layer: steep differences of pairs of samples of
           different classes; later layers: equation 7.2 with beta drawn per unit), out of which forward selection takes
           the layer's units where two-fold cross-validation says that this predicts better than drawing them. With
           absolute scaling it means 'random'.

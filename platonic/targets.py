@@ -36,7 +36,8 @@ __all__ = ["DETERMINISTIC", "PROJECTIONS", "LayerInput", "TargetOptions", "Weigh
 BIAS_SCALE = 0.7  # relative scaling: standard deviation of a bias in units of that of the pre-activation
 INPUT_SPREAD = 0.3  # an input column's scale is at least this fraction of its largest deviation from its mean
 BETA_SPREAD = 1.5  # `auto` draws beta log-normally: standard deviation of log beta
-ALPHA_RANGE = 4.0  # `auto` draws alpha log-uniformly between 1/4 and 4 times its value
+ALPHA_RANGE = 2.0  # `auto` draws alpha log-uniformly between 1/2 and 2 times its value
+PAIR_CHOICES = 4  # `auto` takes the steepest of so many pairs for each candidate of a first layer
 _BLOCK = 512  # rows of X that are looked at together
 LEAST_SIDE = 4  # smallest side of a random rectangle, in pixels
 
@@ -253,9 +254,23 @@ def project_pairs(layer: LayerInput, width: int, rng: np.random.Generator) -> We
     return Weights(layer.options.alpha * weight, -layer.options.alpha * middle)
 
 
-def draw_pair_weights(layer: LayerInput, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """(n, count) differences of pairs (of images: each within a random rectangle), and the rows they came from."""
-    first, second = (index.to(layer.Z.device) for index in layer.sampler().draw_pairs(rng.random((2, count))))
+def draw_pair_weights(
+    layer: LayerInput, count: int, rng: np.random.Generator, choices: int = 1
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(n, count) differences of pairs (of images: each within a random rectangle), and the rows they came from.
+
+    Each pair is the steepest of `choices` draws: the one with the largest ||y - y'|| / ||x - x'||, columns of x in units
+    of their scale.
+    """
+    uniforms = rng.random((2, choices * count))
+    first, second = (index.to(layer.Z.device) for index in layer.sampler().draw_pairs(uniforms))
+    if choices > 1:
+        scale = layer.location[1].to(layer.Z.dtype)
+        run = torch.linalg.vector_norm((layer.Z[first] - layer.Z[second]) / scale, dim=1)
+        rise = torch.linalg.vector_norm(layer.Y[first] - layer.Y[second], dim=1)
+        steep = torch.where(run > 0, rise / run, 0.0).view(choices, count).argmax(0)
+        chosen = steep * count + torch.arange(count, device=steep.device)
+        first, second = first[chosen], second[chosen]
     weight = (layer.Z[first].double() - layer.Z[second].double()).T
     if layer.options.relative:
         weight = weight / layer.location[1].square()[:, None]
@@ -319,7 +334,7 @@ def draw_candidates(
 ) -> tuple[Weights, Tensor]:
     """`count` candidate units of the `auto` recipe, and their pre-activations (r, count) on `rows`.
 
-    First layer: differences of pairs; later layers: equation 7.2 with beta drawn per unit. Every unit has unit output
+    First layer: differences of pairs, each the steepest of four; later layers: equation 7.2 with beta drawn per unit. Every unit has unit output
     standard deviation (first layer: on `rows`) times an alpha drawn per unit, and its zero at the projection of a random
     one of `rows`, so that zeros lie where the data lie.
 
@@ -331,7 +346,7 @@ def draw_candidates(
     options, device = layer.options, layer.Z.device
     Z = layer.Z if rows is None else layer.Z[rows]
     if layer.first:
-        weight = draw_pair_weights(layer, count, rng)[0]
+        weight = draw_pair_weights(layer, count, rng, PAIR_CHOICES)[0]
         H = Z @ weight.to(Z.dtype)
         factor = _unit_factor(H, row_weights) * (options.alpha * _draw_alpha(rng, count, device))
         weight = weight * factor
