@@ -334,9 +334,9 @@ def draw_candidates(
 ) -> tuple[Weights, Tensor]:
     """`count` candidate units of the `auto` recipe, and their pre-activations (r, count) on `rows`.
 
-    First layer: differences of pairs, each the steepest of four; later layers: equation 7.2 with beta drawn per unit. Every unit has unit output
-    standard deviation (first layer: on `rows`) times an alpha drawn per unit, and its zero at the projection of a random
-    one of `rows`, so that zeros lie where the data lie.
+    First layer: differences of pairs, each the steepest of four draws; later layers: equation 7.2 with beta drawn per
+    unit. Every unit has unit output standard deviation (first layer: on `rows`, of weights `row_weights`) times an alpha
+    drawn per unit, and its zero at the projection of a random one of `rows`, so that zeros lie where the data lie.
 
     Parameters
     ----------
