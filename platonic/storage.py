@@ -96,12 +96,16 @@ def _check_shapes(estimator: Any) -> None:
         raise ModelFormatError(f"the task is {estimator.task_!r}.")
     if estimator.task_ == "classification":
         if estimator.classes_.ndim != 1 or len(estimator.classes_) != max(2, width):
-            raise ModelFormatError(f"classes of shape {tuple(estimator.classes_.shape)} do not go with {width} outputs.")
+            raise ModelFormatError(
+                f"classes of shape {tuple(estimator.classes_.shape)} do not go with {width} outputs."
+            )
         if not 0 < estimator.temperature_ < float("inf"):
             raise ModelFormatError(f"the temperature is {estimator.temperature_}.")
     elif not isinstance(estimator._one_dimensional, bool):
         raise ModelFormatError("the number of dimensions of y is missing.")
     if hasattr(estimator, "feature_names_in_") and len(estimator.feature_names_in_) != estimator.n_features_in_:
-        raise ModelFormatError(f"{len(estimator.feature_names_in_)} feature names for {estimator.n_features_in_} features.")
+        raise ModelFormatError(
+            f"{len(estimator.feature_names_in_)} feature names for {estimator.n_features_in_} features."
+        )
     resolve_activation(estimator.activation_)
     check_random_state(estimator.random_state)

@@ -33,7 +33,9 @@ PARAMETERS = {
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_round_trip_of_parameters(tmp_path, name):
     X, y = blobs()
-    model = PlatonicMLPClassifier(**{"hidden_layer_sizes": (6,), "random_state": 0, "class_weight": {0: 1.0, 1: 2.0, 2: 1}, **PARAMETERS[name]})
+    model = PlatonicMLPClassifier(
+        **{"hidden_layer_sizes": (6,), "random_state": 0, "class_weight": {0: 1.0, 1: 2.0, 2: 1}, **PARAMETERS[name]}
+    )
     path = tmp_path / "model.safetensors"
     model.fit(X, y).save(path)
     loaded = PlatonicMLPClassifier.load(path)
@@ -47,7 +49,11 @@ def test_round_trip_of_parameters(tmp_path, name):
     np.testing.assert_allclose(loaded.fit(X, y).predict_proba(X), model.predict_proba(X), atol=1e-9)
 
 
-@pytest.mark.parametrize("labels", [[0, 1, 2], ["a", "bc", "déf"], [-1.0, 0.0, 7.0], np.array(["x", "y", "zz"], object), np.uint8([3, 4, 9])], ids=str)
+@pytest.mark.parametrize(
+    "labels",
+    [[0, 1, 2], ["a", "bc", "déf"], [-1.0, 0.0, 7.0], np.array(["x", "y", "zz"], object), np.uint8([3, 4, 9])],
+    ids=str,
+)
 def test_classes_come_back(tmp_path, labels):
     X, y = blobs()
     labels = np.asarray(labels)
@@ -90,7 +96,10 @@ def test_what_cannot_be_saved(tmp_path):
 def test_the_wrong_class(tmp_path):
     X, y = blobs()
     PlatonicMLPClassifier(5).fit(X, y).save(tmp_path / "m")
-    with pytest.raises(ModelFormatError, match=r"holds a PlatonicMLPClassifier, not a PlatonicMLPRegressor. Use PlatonicMLPClassifier.load"):
+    with pytest.raises(
+        ModelFormatError,
+        match=r"holds a PlatonicMLPClassifier, not a PlatonicMLPRegressor. Use PlatonicMLPClassifier.load",
+    ):
         PlatonicMLPRegressor.load(tmp_path / "m")
 
 
