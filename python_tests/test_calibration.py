@@ -9,8 +9,8 @@ import pytest
 import scipy.optimize
 import scipy.special
 import torch
-from oracles import brute_leave_one_out
 
+from oracles import brute_leave_one_out
 from platonic.calibration import fit_temperature, log_probabilities, probabilities
 from platonic.readout import LooRows, ReadoutOptions, fit_readout
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import repeated
 from sklearn.base import clone
 from sklearn.datasets import load_digits, load_wine
 from sklearn.exceptions import DataConversionWarning
@@ -20,6 +19,7 @@ from sklearn.model_selection import GridSearchCV, cross_val_score, train_test_sp
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from oracles import repeated
 from platonic import PlatonicMLP, PlatonicMLPClassifier, PlatonicMLPRegressor
 
 PROJECTIONS = ["auto", "random", "pairs", "elm"]

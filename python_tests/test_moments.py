@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import repeated
 
+from oracles import repeated
 from platonic.moments import compute_moments, merge_moments
 
 FIELDS = ("zz", "zy", "yy", "mean_z", "mean_y")

@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import brute_leave_one_out, brute_ridge, problem
 
+from oracles import brute_leave_one_out, brute_ridge, problem
 from platonic import readout
 from platonic.readout import (
     LooRows,

@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import repeated
 
+from oracles import repeated
 from platonic import sampling
 from platonic.sampling import RowSampler
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import repeated
 
+from oracles import repeated
 from platonic import selection
 from platonic.moments import compute_moments
 from platonic.selection import choose_units, select_forward

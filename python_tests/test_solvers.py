@@ -8,9 +8,9 @@ import scipy.linalg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import brute_ridge, problem, repeated, spread_columns
 from sklearn.linear_model import Ridge
 
+from oracles import brute_ridge, problem, repeated, spread_columns
 from platonic.solvers import SOLVERS, solve_ridge
 
 ALL = sorted(SOLVERS)
