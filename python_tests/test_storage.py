@@ -23,8 +23,9 @@ PARAMETERS = {
     "defaults": {},
     "lists": {"hidden_layer_sizes": [7, 5], "projection": ["pairs", "random"]},
     "tuples": {"hidden_layer_sizes": (7, 5), "projection": ("elm", "random"), "image_shape": None},
-    "numbers": {"hidden_layer_sizes": np.int64(6), "alpha": np.float32(2), "beta": 3, "l2": 1e-3, "tol": 1e-9, "ema": 1.0, "n_tries": 2},
-    "names": {"activation": "celu", "solver": "svd", "scaling": "absolute", "projection": "random", "dtype": torch.float32, "device": torch.device("cpu")},
+    "numbers": {"hidden_layer_sizes": np.int64(6), "alpha": np.float32(2), "beta": 3, "l2": 1e-3, "ema": 1.0, "n_tries": 2},
+    "names": {"activation": "celu", "solver": "svd", "tol": 1e-9, "scaling": "absolute", "projection": "random"},
+    "torch objects": {"dtype": torch.float32, "device": torch.device("cpu")},
     "numpy dtype": {"dtype": "float64", "device": "cpu", "verbose": False, "random_state": 7},
     "image": {"image_shape": (2, 2), "projection": "pairs"},
 }  # fmt: skip
