@@ -75,6 +75,7 @@ def _measure(n: int, p: int, window: int, quick: bool) -> dict:
     times = time_interleaved(candidates, rounds=3 if p > 50 else 7)
     low, middle, high = times["ours"]
     row = {"n": n, "p": p, "window": window, "ms": 1e3 * middle, "20%": 1e3 * low, "80%": 1e3 * high}
+    row["not installed"] = ", ".join(name for name in ("polars-ols", "statsmodels") if name not in times) or "-"
     for name in ("polars-ols", "statsmodels"):
         if name in times:
             row |= {f"{name} ms": 1e3 * times[name][1], f"x {name}": times[name][1] / middle}

@@ -14,6 +14,10 @@ from platonic_core import _C
 QUANTILES = (0.2, 0.5, 0.8)
 
 
+class Skipped(Exception):
+    """A benchmark cannot run here, because data, a peer or a device is absent; the message says which."""
+
+
 def time_interleaved(
     candidates: dict[str, Callable[[], Any]], *, rounds: int = 15, min_time: float = 0.02
 ) -> dict[str, tuple[float, float, float]]:
@@ -79,6 +83,10 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
+
+
+def gpu_name() -> str | None:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def print_rows(rows: list[dict[str, Any]]) -> None:
