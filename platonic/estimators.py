@@ -148,7 +148,7 @@ class _BasePlatonicMLP(BaseEstimator):
         fit = network.fit_network(
             X_t, Y_t, group, weights, settings.plans, settings.options,
             np.random.default_rng(check_random_state(self.random_state).randint(0, 2**31 - 1, 4)),
-            parameters.progress(self.verbose, settings.plans, observe), left_out,
+            observe, left_out, parameters.progress(self.verbose, settings.plans),
         )  # fmt: skip
         fitted = fit.network
         if scale is not None and shift is not None:

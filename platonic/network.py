@@ -183,6 +183,7 @@ def fit_network(
     rng: np.random.Generator,
     observe: Observer | None = None,
     left_out: Tensor | None = None,
+    show: Observer | None = None,
 ) -> Fit:
     """Fit the hidden layers one after another, then the output layer.
 
@@ -198,10 +199,12 @@ def fit_network(
         Called after each hidden layer with its index, record, weights and read-out.
     left_out : Tensor, optional
         (m,): the weight that leaving one sample out takes away, at most `weights`; 1 by default.
+    show : callable, optional
+        As `observe`, for progress: it does not decide which path is taken.
     """
     rows = _Rows(X, Y, group, weights, left_out)
     if observe is None and _is_deep_and_narrow(X, Y, group, plans, options):
-        return _fit_deep_and_narrow(rows, plans, options, rng)
+        return _fit_deep_and_narrow(rows, plans, options, rng, verbose=show is not None)
     Z = X
     importance = None
     uses_importance = any(plan.projection == "platonic_pca" for plan in plans)
@@ -223,8 +226,9 @@ def fit_network(
         if uses_importance:
             error = (Y - readout.fitted).double().square().sum(1)
             importance = options.ema * (1.0 if importance is None else importance) + (1 - options.ema) * error
-        if observe is not None:
-            observe(index, record, found, readout)
+        for look in (show, observe):
+            if look is not None:
+                look(index, record, found, readout)
     assert readout is not None  # estimators refuse an empty list of layers
     dtype = X.dtype
     network = Network(
@@ -252,13 +256,15 @@ def _is_deep_and_narrow(
     )
 
 
-def _fit_deep_and_narrow(rows: _Rows, plans: Sequence[LayerPlan], options: FitOptions, rng: np.random.Generator) -> Fit:
+def _fit_deep_and_narrow(
+    rows: _Rows, plans: Sequence[LayerPlan], options: FitOptions, rng: np.random.Generator, verbose: bool
+) -> Fit:
     """:func:`fit_network` by :func:`platonic.narrow.fit_narrow`, which draws the same P and solves the same equations."""
     assert plans[0].activation.name is not None
     found = fit_narrow(
         rows.X, rows.Y, [plan.width for plan in plans], activation=plans[0].activation.name, alpha=options.target.alpha,
         beta=options.target.beta, n_tries=options.n_tries or 1, l2=0.0, scaling="absolute",
-        sample_weight=rows.weights, random_state=rng,
+        sample_weight=rows.weights, random_state=rng, verbose=verbose,
     )  # fmt: skip
     Z = found.representation.to(rows.X.dtype)
     readout = fit_readout(Z, rows.Y, rows.weights, options.readout, rows.loo)

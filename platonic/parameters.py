@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from platonic import network
 from platonic.activations import resolve_activation
@@ -92,30 +93,27 @@ def compute_device(device: Any, features: torch.Tensor) -> torch.device:
     return found
 
 
-def progress(verbose: bool, plans: Sequence[LayerPlan], observe: network.Observer | None) -> network.Observer | None:
-    """An observer that prints a line per layer, or moves a bar where there are many; then calls `observe`."""
+def progress(verbose: bool, plans: Sequence[LayerPlan]) -> network.Observer | None:
+    """An observer that prints a line per layer, or moves a bar where there are many; None unless `verbose`."""
     if not verbose:
-        return observe
+        return None
     bar: Any = None
-    if len(plans) > _BAR_LAYERS:
-        from tqdm import tqdm
-
-        bar = tqdm(total=len(plans), unit="layer", file=sys.stderr)
 
     def show(index: int, record: network.LayerRecord, weights: Any, readout: Any) -> None:
-        if bar is None:
+        nonlocal bar
+        if len(plans) <= _BAR_LAYERS:
             jitter = f"  jitter {record.jitter:.1e}" if record.jitter else ""
             print(
                 f"layer {index + 1}/{len(plans)}: {record.width} units, {record.projection}, "
                 f"LSD {record.lsd:.3e}, training score {record.score:.4f}, l2 {record.l2:.1e}{jitter}"
             )
-        else:
-            bar.update()
-            bar.set_postfix(lsd=f"{record.lsd:.2e}")
-            if index + 1 == len(plans):
-                bar.close()
-        if observe is not None:
-            observe(index, record, weights, readout)
+            return
+        if bar is None:
+            bar = tqdm(total=len(plans), unit="layer", file=sys.stderr)
+        bar.update()
+        bar.set_postfix(lsd=f"{record.lsd:.2e}")
+        if index + 1 == len(plans):
+            bar.close()
 
     return show
 
