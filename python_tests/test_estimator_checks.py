@@ -14,10 +14,8 @@ ESTIMATORS = [
     PlatonicMLP(),
     # 10 units: a hundred interpolate the 50 noisy samples of check_class_weight_classifiers, whatever their weights
     PlatonicMLPClassifier(10, scaling="absolute", projection="random", l2=1e-3),
-    PlatonicMLPRegressor(scaling="absolute", projection="random", l2=1e-3),
-    PlatonicMLPClassifier((20, 20), projection=("sorted_pca", "elm")),
-    PlatonicMLPRegressor(projection="pairs"),
-    PlatonicMLP(projection="random", n_tries=3, task="classification"),
+    PlatonicMLPRegressor((20, 20), projection=("pairs", "platonic_pca")),
+    PlatonicMLP(20, projection="random", n_tries=3, task="classification"),
 ]
 
 ABSENT = ("is not installed", "requires cuda, which is not available", "no XPU device is available", "MPS")
