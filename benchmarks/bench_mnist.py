@@ -49,7 +49,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "platonic_pca": {"beta": 1e4},
     "sorted_pca": {},
 }
-SCALING = {"elm": "standardised", "random": "centred 0..1", "platonic_pca": "centred 0..255", "sorted_pca": "standardised"}
+SCALING = {
+    "elm": "standardised",
+    "random": "centred 0..1",
+    "platonic_pca": "centred 0..255",
+    "sorted_pca": "standardised",
+}
 
 
 def pixels(name: str, train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -62,14 +62,16 @@ def sine(quick: bool = False) -> list[dict]:
     X, y = data.X_train, data.y_train
     celu = torch.nn.functional.celu
     fits: dict[str, Callable[[int], np.ndarray]] = {
-        "defaults": lambda seed: PlatonicMLPRegressor((16, 16), activation="celu", random_state=seed)
-        .fit(X, y)
-        .predict(X),
-        "absolute, alpha=1, beta=1, l2=0": lambda seed: PlatonicMLPRegressor(
-            (16, 16), activation="celu", scaling="absolute", l2=0.0, alpha=1.0, beta=1.0, random_state=seed
-        )
-        .fit(X, y)
-        .predict(X),
+        "defaults": lambda seed: (
+            PlatonicMLPRegressor((16, 16), activation="celu", random_state=seed).fit(X, y).predict(X)
+        ),
+        "absolute, alpha=1, beta=1, l2=0": lambda seed: (
+            PlatonicMLPRegressor(
+                (16, 16), activation="celu", scaling="absolute", l2=0.0, alpha=1.0, beta=1.0, random_state=seed
+            )
+            .fit(X, y)
+            .predict(X)
+        ),
         "literal figure 7.3": lambda seed: literal(X, y, (16, 16), celu, 1.0, 1.0, seed),
     }
     for name, fit in fits.items():
@@ -157,7 +159,9 @@ def noise(quick: bool = False) -> list[dict]:
         scores = []
         for seed in range(seeds):
             wrong = np.random.default_rng(seed).random(len(y)) < share
-            model = PlatonicMLPClassifier(SPIRALS, activation="tanh", random_state=seed).fit(X, np.where(wrong, 1 - y, y))
+            model = PlatonicMLPClassifier(SPIRALS, activation="tanh", random_state=seed).fit(
+                X, np.where(wrong, 1 - y, y)
+            )
             scores.append(100 * model.score(X, y))
         rows.append(_row("label noise", f"{share:.0%} flipped, defaults", seeds, "accuracy", scores, "", True))
         rows[-1]["met"] = ""
