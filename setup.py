@@ -92,10 +92,11 @@ class NinjaBuild(build_ext):
     def build_extension(self, ext):
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(self.build_temp).resolve() / "platonic"
-        work.mkdir(parents=True, exist_ok=True)
         nvcc = find_nvcc()
         cuda = Cuda(nvcc) if nvcc else None
+        # One folder for every kind of build (pip makes a new build_temp each time), so that only what changed is compiled.
+        work = ROOT / "build" / f"native-{sys.implementation.cache_tag}-{'cuda' if cuda else 'cpu'}"
+        work.mkdir(parents=True, exist_ok=True)
         text = ninja_file(target, work, find_cxx(), cuda, self.distribution.get_version())
         file = work / "build.ninja"
         if not file.exists() or file.read_text() != text:
