@@ -188,7 +188,8 @@ def _unit_output(weight: Tensor, covariance: Tensor) -> Tensor:
 def project_platonic_pca(layer: LayerInput, width: int, rng: np.random.Generator) -> Weights:
     """P = leading principal components of A = [Z | beta d Y] (d: the importance of each row), then equation 7.2.
 
-    d is used only to find P, as in the thesis. A has n + k columns, so there are no more components than that.
+    d is used only to find P, as in the thesis. A has n + k columns, so there are no more components than that; of a
+    component along which A does not vary but for rounding, any direction would do, and 0 is taken.
     """
     n, k = layer.Z.shape[1], layer.Y.shape[1]
     if width > n + k:
@@ -205,8 +206,11 @@ def project_platonic_pca(layer: LayerInput, width: int, rng: np.random.Generator
     zz = moments.zz / z_scale[:, None] / z_scale
     zy = beta * zy / z_scale[:, None]
     joint = torch.cat([torch.cat([zz, zy], 1), torch.cat([zy.T, beta**2 * yy], 1)])
-    P = torch.linalg.eigh(joint)[1].flip(1)[:, :width]
+    variances, P = torch.linalg.eigh(joint)
+    variances, P = variances.flip(0)[:width], P.flip(1)[:, :width]
     P = P * torch.sign(torch.gather(P, 0, P.abs().argmax(0, keepdim=True)))
+    noise = max((n + k) * torch.finfo(torch.float64).eps, 8 * torch.finfo(layer.Z.dtype).eps)
+    P = torch.where(variances > noise * variances[0], P, 0.0)
     if not relative:
         return combine_absolute(layer, torch.zeros(width, dtype=torch.float64, device=P.device), P[:n], P[n:])
     mean = layer.location[0]
