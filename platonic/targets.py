@@ -34,6 +34,7 @@ from platonic.solvers import solve_moments
 __all__ = ["DETERMINISTIC", "PROJECTIONS", "LayerInput", "TargetOptions", "Weights", "draw_candidates"]
 
 BIAS_SCALE = 0.7  # relative scaling: standard deviation of a bias in units of that of the pre-activation
+INPUT_L2 = 10.0  # relative `random`: penalty on the first layer's Z term, in units of the columns' mean variance
 INPUT_SPREAD = 0.3  # an input column's scale is at least this fraction of its largest deviation from its mean
 BETA_SPREAD = 1.5  # `auto` draws beta log-normally: standard deviation of log beta
 ALPHA_RANGE = 2.0  # `auto` draws alpha log-uniformly between 1/2 and 2 times its value
@@ -141,12 +142,22 @@ def input_scale(X: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def project_random(layer: LayerInput, width: int, rng: np.random.Generator) -> Weights:
-    """Equation 7.2 with P ~ N(0, 1), drawn as one (1 + n + k, width) block: constant, Z and Y rows."""
+    """Equation 7.2 with P ~ N(0, 1), drawn as one (1 + n + k, width) block: constant, Z and Y rows.
+
+    Relative, first layer: the term of Z is the ridge fit of Z P_Z under a penalty of INPUT_L2 times the mean variance of
+    a column, so that it follows the directions in which inputs vary most instead of every pixel alike.
+    """
     n, k = layer.Z.shape[1], layer.Y.shape[1]
     P = torch.from_numpy(rng.standard_normal((1 + n + k, width))).to(layer.Z.device)
     if layer.options.relative:
         ones = torch.ones(width, dtype=torch.float64, device=P.device)
-        return mix_relative(layer, P[1 : 1 + n], P[1 + n :], BIAS_SCALE * P[0], ones, layer.options.beta * ones)
+        p_z = P[1 : 1 + n]
+        if layer.first:
+            scale = layer.location[1]
+            covariance = layer.covariance / scale[:, None] / scale
+            penalty = (INPUT_L2 * covariance.diagonal().mean()).clamp_min(torch.finfo(torch.float64).tiny)
+            p_z = solve_moments(covariance, penalty.expand(n), covariance @ p_z)
+        return mix_relative(layer, p_z, P[1 + n :], BIAS_SCALE * P[0], ones, layer.options.beta * ones)
     return combine_absolute(layer, P[0], P[1 : 1 + n], P[1 + n :])
 
 
@@ -188,6 +199,8 @@ def _unit_output(weight: Tensor, covariance: Tensor) -> Tensor:
 def project_platonic_pca(layer: LayerInput, width: int, rng: np.random.Generator) -> Weights:
     """P = leading principal components of A = [Z | beta d Y] (d: the importance of each row), then equation 7.2.
 
+    Relative: of the standardised columns of [Z | d Y]; beta only mixes the two terms, both of unit output variance. On
+    MNIST this is what reproduces table 7.2 of the thesis; components of unscaled columns do not.
     d is used only to find P, as in the thesis. A has n + k columns, so there are no more components than that; of a
     component along which A does not vary but for rounding, any direction would do, and 0 is taken.
     """
@@ -197,26 +210,31 @@ def project_platonic_pca(layer: LayerInput, width: int, rng: np.random.Generator
             f"platonic_pca: a layer of width {width} was asked for, but [Z | Y] has only {n} + {k} principal components. "
             "Use a narrower layer, or another projection for this one."
         )
-    options, moments, total = layer.options, layer.readout.moments, layer.readout.moments.total
-    relative = options.relative
-    z_scale = layer.location[1] if relative else torch.ones(n, dtype=torch.float64, device=layer.Z.device)
-    zy, yy = _important_moments(layer)
-    y_variance = float(yy.diagonal().sum()) / total / k if relative else 1.0
-    beta = options.beta / math.sqrt(y_variance) if y_variance > 0 else options.beta
-    zz = moments.zz / z_scale[:, None] / z_scale
-    zy = beta * zy / z_scale[:, None]
-    joint = torch.cat([torch.cat([zz, zy], 1), torch.cat([zy.T, beta**2 * yy], 1)])
-    variances, P = torch.linalg.eigh(joint)
+    options, moments = layer.options, layer.readout.moments
+    zz, (zy, yy) = moments.zz, _important_moments(layer)
+    if options.relative:
+        z_scale = layer.location[1] * math.sqrt(moments.total)
+        y_scale = _positive_root(yy.diagonal())
+        zz, zy, yy = zz / z_scale[:, None] / z_scale, zy / z_scale[:, None] / y_scale, yy / y_scale[:, None] / y_scale
+    else:
+        zy, yy = options.beta * zy, options.beta**2 * yy
+    variances, P = torch.linalg.eigh(torch.cat([torch.cat([zz, zy], 1), torch.cat([zy.T, yy], 1)]))
     variances, P = variances.flip(0)[:width], P.flip(1)[:, :width]
     P = P * torch.sign(torch.gather(P, 0, P.abs().argmax(0, keepdim=True)))
     noise = max((n + k) * torch.finfo(torch.float64).eps, 8 * torch.finfo(layer.Z.dtype).eps)
     P = torch.where(variances > noise * variances[0], P, 0.0)
-    if not relative:
+    if not options.relative:
         return combine_absolute(layer, torch.zeros(width, dtype=torch.float64, device=P.device), P[:n], P[n:])
-    mean = layer.location[0]
-    weight = P[:n] / z_scale[:, None] + beta * (layer.readout.solution.coef @ P[n:])
-    weight = options.alpha * _unit_output(weight, layer.covariance)
+    mean, scale = layer.location
+    z_term = _unit_output(P[:n] / scale[:, None], layer.covariance)
+    p_y = P[n:] / _positive_root(moments.yy.diagonal())[:, None]
+    y_term = _unit_output(layer.readout.solution.coef @ p_y, layer.covariance)
+    weight = options.alpha * _unit_output(z_term + options.beta * y_term, layer.covariance)
     return Weights(weight, -(mean @ weight))
+
+
+def _positive_root(variance: Tensor) -> Tensor:
+    return torch.where(variance > 0, variance, 1.0).sqrt()
 
 
 def _important_moments(layer: LayerInput) -> tuple[Tensor, Tensor]:

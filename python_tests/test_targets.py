@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.decomposition import PCA
+from sklearn.linear_model import Ridge
 
 from platonic import targets
 from platonic.readout import LooRows, ReadoutOptions, fit_readout
@@ -111,6 +112,18 @@ def test_relative_random_mixes_unit_terms(beta):
     np.testing.assert_allclose(H.mean(0), targets.BIAS_SCALE * P[0], rtol=0, atol=1e-9)
 
 
+def test_relative_random_of_the_input_is_a_ridge_fit():
+    """First layer, beta = 0: Z P_Z fitted from Z by scikit-learn under the stated penalty, scaled to unit variance."""
+    Z, Y = draw(m=300)
+    layer = make_layer(Z, Y, beta=0.0, relative=True, first=True)
+    H = outputs(layer, PROJECTIONS["random"](layer, 9, np.random.default_rng(3)))
+    P = np.random.default_rng(3).standard_normal((9, 9))
+    standard = (Z - Z.mean(0)) / layer.location[1].numpy()
+    penalty = targets.INPUT_L2 * (standard**2).sum() / 6
+    want = Ridge(penalty).fit(standard, standard @ P[1:7]).predict(standard)
+    np.testing.assert_allclose(H - H.mean(0), want / want.std(0), rtol=0, atol=1e-9)
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("beta", [0.5, 3.0])
 def test_platonic_pca_takes_scikit_learns_components(beta, weighted):
@@ -145,6 +158,35 @@ def test_too_many_components():
     assert PROJECTIONS["platonic_pca"](layer, 8, np.random.default_rng(0)).weight.shape == (6, 8)
     with pytest.raises(ValueError, match=r"width 9 was asked for, but \[Z \| Y\] has only 6 \+ 2 principal components"):
         PROJECTIONS["platonic_pca"](layer, 9, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("beta", [0.5, 30.0])
+def test_relative_platonic_pca_takes_components_of_standardised_columns(beta):
+    """Whatever the units of Z and of the targets; its two terms have unit variance and are mixed by beta."""
+    Z, Y = draw(2)
+    units = np.array([1, 3, 0.5, 2, 5, 0.7])
+    layer = make_layer(Z * units, Y * [100, 0.01], beta=beta, relative=True, l2=1e-9)
+    H = outputs(layer, PROJECTIONS["platonic_pca"](layer, 8, np.random.default_rng(0)))
+
+    def standard(A):
+        return (A - A.mean(0)) / A.std(0)
+
+    P = PCA(8).fit(np.hstack([standard(Z), standard(Y)])).components_.T
+    fitted = with_ones(Z) @ np.linalg.lstsq(with_ones(Z), standard(Y), rcond=None)[0]
+    want = standard(standard(standard(Z) @ P[:6]) + beta * standard(fitted @ P[6:]))
+    np.testing.assert_allclose(H, np.sign((H * want).sum(0)) * want, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("relative", [False, True])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_components_along_which_nothing_varies_are_zero(dtype, relative):
+    """Any direction would be an eigenvector there: what rounding happens to choose must not become a unit."""
+    Z, Y = draw()
+    Z = np.hstack([Z, Z @ np.ones((6, 3))]).astype(dtype)
+    layer = make_layer(Z, (Z[:, :2]).astype(dtype), relative=relative)
+    weight = PROJECTIONS["platonic_pca"](layer, 11, np.random.default_rng(0)).weight
+    assert weight[:, :6].abs().amax(0).min() > 0
+    assert (weight[:, 6:] == 0).all()
 
 
 @pytest.mark.parametrize("relative", [False, True])
