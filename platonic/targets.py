@@ -34,7 +34,7 @@ from platonic.solvers import solve_moments
 __all__ = ["DETERMINISTIC", "PROJECTIONS", "LayerInput", "TargetOptions", "Weights", "draw_candidates"]
 
 BIAS_SCALE = 0.7  # relative scaling: standard deviation of a bias in units of that of the pre-activation
-INPUT_L2 = 10.0  # relative `random`: penalty on the first layer's Z term, in units of the columns' mean variance
+INPUT_L2 = 3.0  # relative scaling: ridge penalty on a first layer's weights, in units of the columns' mean variance
 INPUT_SPREAD = 0.3  # an input column's scale is at least this fraction of its largest deviation from its mean
 BETA_SPREAD = 1.5  # `auto` draws beta log-normally: standard deviation of log beta
 ALPHA_RANGE = 2.0  # `auto` draws alpha log-uniformly between 1/2 and 2 times its value
@@ -142,22 +142,12 @@ def input_scale(X: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def project_random(layer: LayerInput, width: int, rng: np.random.Generator) -> Weights:
-    """Equation 7.2 with P ~ N(0, 1), drawn as one (1 + n + k, width) block: constant, Z and Y rows.
-
-    Relative, first layer: the term of Z is the ridge fit of Z P_Z under a penalty of INPUT_L2 times the mean variance of
-    a column, so that it follows the directions in which inputs vary most instead of every pixel alike.
-    """
+    """Equation 7.2 with P ~ N(0, 1), drawn as one (1 + n + k, width) block: constant, Z and Y rows."""
     n, k = layer.Z.shape[1], layer.Y.shape[1]
     P = torch.from_numpy(rng.standard_normal((1 + n + k, width))).to(layer.Z.device)
     if layer.options.relative:
         ones = torch.ones(width, dtype=torch.float64, device=P.device)
-        p_z = P[1 : 1 + n]
-        if layer.first:
-            scale = layer.location[1]
-            covariance = layer.covariance / scale[:, None] / scale
-            penalty = (INPUT_L2 * covariance.diagonal().mean()).clamp_min(torch.finfo(torch.float64).tiny)
-            p_z = solve_moments(covariance, penalty.expand(n), covariance @ p_z)
-        return mix_relative(layer, p_z, P[1 + n :], BIAS_SCALE * P[0], ones, layer.options.beta * ones)
+        return mix_relative(layer, P[1 : 1 + n], P[1 + n :], BIAS_SCALE * P[0], ones, layer.options.beta * ones)
     return combine_absolute(layer, P[0], P[1 : 1 + n], P[1 + n :])
 
 
@@ -181,12 +171,29 @@ def mix_relative(layer: LayerInput, p_z: Tensor, p_y: Tensor, bias: Tensor, alph
 
     `bias` is in units of the pre-activation's standard deviation, around a centred pre-activation.
     """
-    mean, scale = layer.location
-    random = _unit_output(p_z / scale[:, None], layer.covariance)
-    target = _unit_output(layer.readout.solution.coef @ p_y, layer.covariance)
+    mean, _ = layer.location
+    random, target = _relative_terms(layer, p_z, p_y)
     total = layer.options.alpha * alpha / (1 + beta.square()).sqrt()
     weight = (random + beta * target) * total
     return Weights(weight, layer.options.alpha * alpha * bias - mean @ weight)
+
+
+def _relative_terms(layer: LayerInput, p_z: Tensor, p_y: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights whose outputs are the terms of equation 7.2, Z P_Z (in units of Z's columns) and Y P_Y, at unit variance.
+
+    In the first layer both are ridge fits under a penalty of INPUT_L2, so that they follow the directions in which
+    inputs vary most: neighbouring pixels get like weights, those that hardly vary next to none.
+    """
+    _, scale = layer.location
+    if not layer.first:
+        z, y = p_z / scale[:, None], layer.readout.solution.coef @ p_y
+    else:
+        zz = layer.covariance / scale[:, None] / scale
+        zy = layer.readout.moments.zy / layer.readout.moments.total / scale[:, None]
+        penalty = (INPUT_L2 * zz.diagonal().mean()).clamp_min(torch.finfo(torch.float64).tiny).expand(len(zz))
+        both = solve_moments(zz, penalty, torch.cat([zz @ p_z, zy @ p_y], 1)) / scale[:, None]
+        z, y = both[:, : p_z.shape[1]], both[:, p_z.shape[1] :]
+    return _unit_output(z, layer.covariance), _unit_output(y, layer.covariance)
 
 
 def _unit_output(weight: Tensor, covariance: Tensor) -> Tensor:
@@ -225,10 +232,8 @@ def project_platonic_pca(layer: LayerInput, width: int, rng: np.random.Generator
     P = torch.where(variances > noise * variances[0], P, 0.0)
     if not options.relative:
         return combine_absolute(layer, torch.zeros(width, dtype=torch.float64, device=P.device), P[:n], P[n:])
-    mean, scale = layer.location
-    z_term = _unit_output(P[:n] / scale[:, None], layer.covariance)
-    p_y = P[n:] / _positive_root(moments.yy.diagonal())[:, None]
-    y_term = _unit_output(layer.readout.solution.coef @ p_y, layer.covariance)
+    mean, _ = layer.location
+    z_term, y_term = _relative_terms(layer, P[:n], P[n:] / _positive_root(moments.yy.diagonal())[:, None])
     weight = options.alpha * _unit_output(z_term + options.beta * y_term, layer.covariance)
     return Weights(weight, -(mean @ weight))
 

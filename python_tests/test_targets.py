@@ -112,16 +112,18 @@ def test_relative_random_mixes_unit_terms(beta):
     np.testing.assert_allclose(H.mean(0), targets.BIAS_SCALE * P[0], rtol=0, atol=1e-9)
 
 
-def test_relative_random_of_the_input_is_a_ridge_fit():
-    """First layer, beta = 0: Z P_Z fitted from Z by scikit-learn under the stated penalty, scaled to unit variance."""
+@pytest.mark.parametrize("beta", [0.0, 2.0])
+def test_relative_terms_of_the_input_are_ridge_fits(beta):
+    """First layer: Z P_Z and Y P_Y fitted by scikit-learn under the stated penalty, each scaled to unit variance."""
     Z, Y = draw(m=300)
-    layer = make_layer(Z, Y, beta=0.0, relative=True, first=True)
+    layer = make_layer(Z, Y, beta=beta, relative=True, first=True)
     H = outputs(layer, PROJECTIONS["random"](layer, 9, np.random.default_rng(3)))
     P = np.random.default_rng(3).standard_normal((9, 9))
     standard = (Z - Z.mean(0)) / layer.location[1].numpy()
     penalty = targets.INPUT_L2 * (standard**2).sum() / 6
-    want = Ridge(penalty).fit(standard, standard @ P[1:7]).predict(standard)
-    np.testing.assert_allclose(H - H.mean(0), want / want.std(0), rtol=0, atol=1e-9)
+    terms = [Ridge(penalty).fit(standard, t).predict(standard) for t in (standard @ P[1:7], Y @ P[7:])]
+    terms = [(t - t.mean(0)) / t.std(0) for t in terms]
+    np.testing.assert_allclose(H - H.mean(0), (terms[0] + beta * terms[1]) / math.sqrt(1 + beta**2), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -181,7 +183,7 @@ def test_relative_platonic_pca_takes_components_of_standardised_columns(beta):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_components_along_which_nothing_varies_are_zero(dtype, relative):
     """Any direction would be an eigenvector there: what rounding happens to choose must not become a unit."""
-    Z, Y = draw()
+    Z, _ = draw()
     Z = np.hstack([Z, Z @ np.ones((6, 3))]).astype(dtype)
     layer = make_layer(Z, (Z[:, :2]).astype(dtype), relative=relative)
     weight = PROJECTIONS["platonic_pca"](layer, 11, np.random.default_rng(0)).weight
