@@ -11,7 +11,7 @@ from platonic.readout import ReadoutOptions, leave_one_out_scores
 __all__ = ["fit_temperature", "log_probabilities", "probabilities"]
 
 _INVERSE_RANGE = (1e-3, 1e4)  # of 1 / temperature: scores are of order 1
-_STEPS = 60  # bisections; each halves the interval of log(1 / temperature)
+_STEPS = 40  # bisections; each halves the interval of log(1 / temperature)
 
 
 def log_probabilities(scores: Tensor, temperature: float) -> Tensor:

@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 
 from platonic._ops import gram, use_gram_kernel
+from platonic.memory import empty_rows
 
 __all__ = ["Moments", "compute_moments", "merge_moments"]
 
 _CHUNK = 8192  # rows whose products may be added up in float32 before they go into a float64 sum
+_SHIFT_ROWS = 256  # about so many evenly spaced rows give the point that moments are first taken about
+_BLOCK = 384  # columns whose products with themselves and those to their right are made at once
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Moments:
 def compute_moments(Z: Tensor, Y: Tensor, weights: Tensor | None) -> Moments:
     """Moments in one pass over the rows: by our kernel where it is faster (decided by shape and dtype), else by BLAS.
 
-    With BLAS, rows are shifted by the mean of the first chunk before any product, which keeps the products small where a mean is
+    With BLAS, rows are shifted by the mean of some of them before any product, which keeps the products small where a mean is
     large beside its standard deviation; what remains of the mean is taken out exactly at the end. Products are made in
     the dtype of `Z` and added up in float64 chunk by chunk, so the relative error of an entry stays near the dtype's
     rounding unit for any number of rows.
@@ -82,31 +85,38 @@ def _by_blas(Z: Tensor, Y: Tensor, weights: Tensor | None) -> Moments:
     m, p = Z.shape
     k = Y.shape[1]
     total = float(m) if weights is None else float(weights.sum())
-    head = slice(0, min(m, _CHUNK))
-    shift_z = _weighted_mean(Z[head], None if weights is None else weights[head]).to(Z.dtype)
-    shift_y = _weighted_mean(Y[head], None if weights is None else weights[head]).to(Y.dtype)
+    some = slice(None, None, max(1, m // _SHIFT_ROWS))
+    shift_z = _weighted_mean(Z[some], None if weights is None else weights[some]).to(Z.dtype)
+    shift_y = _weighted_mean(Y[some], None if weights is None else weights[some]).to(Y.dtype)
     zz = torch.zeros(p, p, dtype=torch.float64, device=Z.device)
     zy = torch.zeros(p, k, dtype=torch.float64, device=Z.device)
     yy = torch.zeros(k, k, dtype=torch.float64, device=Z.device)
     sum_z = torch.zeros(p, dtype=torch.float64, device=Z.device)
     sum_y = torch.zeros(k, dtype=torch.float64, device=Z.device)
+    width = -(-p // max(1, round(p / _BLOCK)))
     for start in range(0, m, _CHUNK):
         rows = slice(start, start + _CHUNK)
-        z, y = Z[rows] - shift_z, Y[rows] - shift_y
+        y = Y[rows] - shift_y
+        z = torch.sub(Z[rows], shift_z, out=empty_rows(len(y), p, Z))
         if weights is None:
             wz, wy = z, y
         else:
             w = weights[rows, None].to(Z.dtype)
             wz, wy = w * z, w * y
-        zz += wz.T @ z
+        for left in range(0, p, width):  # on and above the diagonal
+            zz[left : left + width, left:] += wz[:, left : left + width].T @ z[:, left:]
         zy += wz.T @ y
         yy += wy.T @ y
         sum_z += wz.sum(0, dtype=torch.float64)
         sum_y += wy.sum(0, dtype=torch.float64)
+    for left in range(0, p, width):
+        right = min(p, left + width)
+        corner = zz[left:right, left:right]
+        corner.copy_((corner + corner.T) / 2)
+        zz[right:, left:right] = zz[left:right, right:].T
     zz -= torch.outer(sum_z, sum_z / total)
     zy -= torch.outer(sum_z, sum_y / total)
     yy -= torch.outer(sum_y, sum_y / total)
-    zz = (zz + zz.T) / 2
     return Moments(zz, zy, yy, shift_z.double() + sum_z / total, shift_y.double() + sum_y / total, total)
 
 

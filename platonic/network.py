@@ -15,6 +15,7 @@ from torch import Tensor
 
 from platonic._ops import NARROW_MAX_WIDTH
 from platonic.activations import Activation
+from platonic.memory import empty_rows
 from platonic.narrow import fit_narrow
 from platonic.readout import LooRows, Readout, ReadoutOptions, fit_readout
 from platonic.sampling import RowSampler
@@ -32,8 +33,11 @@ from platonic.targets import (
 __all__ = ["Fit", "FitOptions", "LayerPlan", "LayerRecord", "Network", "fit_network"]
 
 DEEP_LAYERS = 64  # this many layers of the plain method, thin enough, go to one native call
-JUDGED_ROWS = 16_384  # most rows on which the candidates of `auto` are judged
-LOO_ROWS = 4096  # most rows on which leave-one-out errors are measured
+JUDGED_VALUES = 10_000_000  # candidates of `auto` are judged on so many values in all ...
+JUDGED_ROWS_EACH = 5  # ... but on no fewer rows than so many times their number ...
+MOST_JUDGED_ROWS = 16_384  # ... and on no more rows than this
+_BLOCK = 2048  # rows that go through a layer together: in cache between its steps
+LOO_ROWS = 2048  # most rows on which leave-one-out errors are measured
 POOL = 4  # `auto`: candidates per unit when n_tries is not given ...
 LEAST_POOL = 256  # ... at least so many for a layer ...
 MOST_EXTRA = 1024  # ... and at most so many more than there are units
@@ -131,6 +135,28 @@ class Fit:
     loo_rows: LooRows
 
 
+@dataclass(frozen=True)
+class Judged:
+    """Rows on which candidates are judged.
+
+    Attributes
+    ----------
+    index : Tensor or None
+        (r,), int64; None means all rows.
+    Y : Tensor
+        (r, k): their targets.
+    weights : Tensor or None
+        (r,).
+    halves : tuple
+        Positions among them of the two halves for cross-validation; equal rows are in the same half.
+    """
+
+    index: Tensor | None
+    Y: Tensor
+    weights: Tensor | None
+    halves: tuple[Tensor | slice, Tensor | slice]
+
+
 class _Rows:
     """The training rows and what depends on them alone; canonical order is computed when first needed."""
 
@@ -160,14 +186,16 @@ class _Rows:
     def loo(self) -> LooRows:
         return self.subset(LOO_ROWS)
 
-    @cached_property
-    def judged(self) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor]:
-        """(index, Y, weights, fold) of the rows on which candidates are judged; index None means all."""
-        index = self.subset(JUDGED_ROWS).index
-        fold = self.sampler.fold().to(self.X.device)
+    def judged(self, count: int) -> Judged:
+        """On which rows `count` candidates are judged."""
+        device = self.X.device
+        index = self.subset(min(MOST_JUDGED_ROWS, max(JUDGED_VALUES // count, JUDGED_ROWS_EACH * count))).index
+        fold = self.sampler.fold().to(device)
         if index is None:
-            return None, self.Y, self.weights, fold
-        return index, self.Y[index], None, fold[index]
+            return Judged(None, self.Y, self.weights, (torch.nonzero(fold)[:, 0], torch.nonzero(~fold)[:, 0]))
+        first = int(fold[index].sum())
+        index = torch.cat([index[fold[index]], index[~fold[index]]])
+        return Judged(index, self.Y[index], None, (slice(0, first), slice(first, None)))
 
 
 Observer = Callable[[int, LayerRecord, Weights, Readout], None]
@@ -320,7 +348,10 @@ def _apply(
     layer: LayerInput, plan: LayerPlan, found: Weights, rows: _Rows, options: FitOptions
 ) -> tuple[Tensor, Readout]:
     dtype = layer.Z.dtype
-    Z = plan.activation.apply_(torch.addmm(found.bias.to(dtype), layer.Z, found.weight.to(dtype)))
+    weight, bias = found.weight.to(dtype), found.bias.to(dtype)
+    Z = empty_rows(len(layer.Z), plan.width, layer.Z)
+    for some, out in zip(layer.Z.split(_BLOCK), Z.split(_BLOCK), strict=True):
+        out.copy_(plan.activation.apply_(torch.addmm(bias, some, weight, out=out)))
     return Z, fit_readout(Z, rows.Y, rows.weights, options.readout, rows.loo)
 
 
@@ -328,17 +359,19 @@ def _select_units(
     layer: LayerInput, plan: LayerPlan, rows: _Rows, options: FitOptions, rng: np.random.Generator
 ) -> tuple[Weights, str]:
     """The `auto` recipe: a pool of candidates, from which forward selection takes the layer's units."""
-    index, Y, weights, fold = rows.judged
     width = plan.width
     tries = POOL if options.n_tries is None else options.n_tries
     count = width
     if tries > 1:  # few samples cannot choose among many candidates
         most = min(width + max(MOST_EXTRA, width // 2), int(layer.total_weight / SAMPLES_PER_CANDIDATE))
         count = max(width, min(max(tries * width, LEAST_POOL), most))
-    pool, candidates = draw_candidates(layer, index, weights, count, rng)
+    judged = rows.judged(count)
+    pool, candidates = draw_candidates(layer, judged.index, judged.weights, count, rng)
     if count == width:
         return pool, "auto (drawn)"
-    kept, selected = choose_units(plan.activation.apply_(candidates), Y, weights, fold, width, SELECTION_L2)
+    kept, selected = choose_units(
+        plan.activation.apply_(candidates), judged.Y, judged.weights, judged.halves, width, SELECTION_L2
+    )
     return Weights(pool.weight[:, kept], pool.bias[kept]), "auto (selected)" if selected else "auto (drawn)"
 
 

@@ -15,7 +15,7 @@ from platonic.moments import Moments, compute_moments, merge_moments
 
 __all__ = ["choose_units", "select_forward"]
 
-_STEPS = 400  # at most this many steps: wide layers take several units a step
+_STEPS = 64  # at most this many steps: wide layers take several units a step
 _TWO_FOLDS = (
     4096  # rows, or total weight, up to which the two halves swap roles; more rows make one split reliable enough
 )
@@ -32,7 +32,7 @@ def select_forward(moments: Moments, count: int, l2: float) -> Tensor:
     spread = moments.zz.diagonal().clamp_min(0)
     dead = spread <= 1e-12 * spread.max()
     inverse = torch.where(dead, 0.0, spread.sqrt().clamp_min(torch.finfo(torch.float64).tiny).reciprocal())
-    gram = moments.zz * inverse[:, None] * inverse
+    gram = (moments.zz * inverse[:, None]).mul_(inverse)
     cross = moments.zy * inverse[:, None]
     unexplained = gram.diagonal().clone()
     rows = gram.new_empty(count, p)
@@ -68,25 +68,32 @@ def _factor_corner(corner: Tensor, l2: float) -> Tensor:
 
 
 def choose_units(
-    A: Tensor, Y: Tensor, weights: Tensor | None, fold: Tensor, count: int, l2: float
+    A: Tensor,
+    Y: Tensor,
+    weights: Tensor | None,
+    halves: tuple[Tensor | slice, Tensor | slice],
+    count: int,
+    l2: float,
 ) -> tuple[Tensor, bool]:
     """Which `count` of the candidate columns of A (r, c) to keep, and whether selection was used.
 
     Parameters
     ----------
-    fold : Tensor
-        (r,), bool: the two halves of the rows for cross-validation; equal rows are in the same half.
+    halves : tuple
+        Index or slice of the rows of each half for cross-validation; equal rows are in the same half.
     """
     first = torch.arange(min(count, A.shape[1]), device=A.device)
-    if len(first) == A.shape[1] or not bool(fold.any()) or not bool((~fold).any()):
+    if len(first) == A.shape[1]:
         return first, False
-    halves = [(A[half], Y[half], None if weights is None else weights[half]) for half in (fold, ~fold)]
-    moments = [compute_moments(*half) for half in halves]
+    parts = [(A[half], Y[half], None if weights is None else weights[half]) for half in halves]
+    if not all(len(part[0]) for part in parts):
+        return first, False
+    moments = [compute_moments(*part) for part in parts]
     selected_error = first_error = 0.0
     total = max(len(A), sum(half.total for half in moments))
     for train, test in ((0, 1), (1, 0))[: 2 if total <= _TWO_FOLDS else 1]:
-        selected_error += _test_error(moments[train], select_forward(moments[train], count, l2), halves[test])
-        first_error += _test_error(moments[train], first, halves[test])
+        selected_error += _test_error(moments[train], select_forward(moments[train], count, l2), parts[test])
+        first_error += _test_error(moments[train], first, parts[test])
     if selected_error >= first_error:
         return first, False
     return select_forward(merge_moments(*moments), count, l2), True

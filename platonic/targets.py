@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from platonic.memory import empty_rows
 from platonic.pca import sorted_pca_rows
 from platonic.readout import Readout
 from platonic.sampling import RowSampler
@@ -119,19 +120,15 @@ def input_scale(X: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
     total = 0.0
     first = torch.zeros(X.shape[1], dtype=torch.float64, device=X.device)
     second = torch.zeros_like(first)
+    buffer = torch.empty_like(X[:_BLOCK])
     for start in range(0, len(X), _BLOCK):  # blocks that stay in cache: one pass over X for all four
         block = X[start : start + _BLOCK]
         low, high = torch.minimum(low, block.amin(0)), torch.maximum(high, block.amax(0))
-        centred = block - shift
-        if weights is None:
-            first += centred.sum(0)
-            second += centred.square_().sum(0)
-            total += len(block)
-        else:
-            w = weights[start : start + _BLOCK].to(X.dtype)
-            first += w @ centred
-            second += w @ centred.square_()
-            total += float(w.sum())
+        centred = torch.sub(block, shift, out=buffer[: len(block)])
+        w = block.new_ones(len(block)) if weights is None else weights[start : start + _BLOCK].to(X.dtype)
+        first += w @ centred
+        second += w @ centred.square_()
+        total += float(w.sum())
     mean = shift.double() + first / total
     std = ((second - first.square() / total) / total).clamp_min(0).sqrt()
     farthest = torch.maximum(high.double() - mean, mean - low.double())
@@ -293,10 +290,11 @@ def draw_pair_weights(
     first, second = (index.to(layer.Z.device) for index in layer.sampler().draw_pairs(uniforms))
     if choices > 1:
         scale = layer.location[1].to(layer.Z.dtype)
-        run = torch.linalg.vector_norm((layer.Z[first] - layer.Z[second]) / scale, dim=1)
-        rise = torch.linalg.vector_norm(layer.Y[first] - layer.Y[second], dim=1)
-        steep = torch.where(run > 0, rise / run, 0.0).view(choices, count).argmax(0)
-        chosen = steep * count + torch.arange(count, device=steep.device)
+        steepness = torch.cat([
+            _steepness(layer, one, other, scale)
+            for one, other in zip(first.split(_BLOCK), second.split(_BLOCK), strict=True)
+        ])  # fmt: skip
+        chosen = steepness.view(choices, count).argmax(0) * count + torch.arange(count, device=first.device)
         first, second = first[chosen], second[chosen]
     weight = (layer.Z[first].double() - layer.Z[second].double()).T
     if layer.options.relative:
@@ -304,6 +302,13 @@ def draw_pair_weights(
     if layer.first and layer.options.image_shape is not None:
         weight = weight * draw_rectangles(layer.options.image_shape, count, rng).to(layer.Z.device).T
     return weight, first, second
+
+
+def _steepness(layer: LayerInput, first: Tensor, second: Tensor, scale: Tensor) -> Tensor:
+    """(c,): ||y - y'|| / ||x - x'|| of pairs of rows, 0 where x = x'."""
+    run = torch.linalg.vector_norm(layer.Z[first].sub_(layer.Z[second]).div_(scale), dim=1)
+    rise = torch.linalg.vector_norm(layer.Y[first] - layer.Y[second], dim=1)
+    return torch.where(run > 0, rise / run, 0.0)
 
 
 def draw_rectangles(image_shape: tuple[int, ...], count: int, rng: np.random.Generator) -> Tensor:
@@ -331,7 +336,11 @@ def _unit_factor(H: Tensor, row_weights: Tensor | None) -> Tensor:
     """(c,): 1 / standard deviation of each column of H (r, c), 0 for those that hardly vary."""
     w = torch.ones(len(H), dtype=H.dtype, device=H.device) if row_weights is None else row_weights.to(H.dtype)
     mean = (w @ H) / w.sum()
-    std = ((w @ (H - mean).square_()) / w.sum()).double().sqrt()
+    variance = torch.zeros_like(mean)
+    buffer = torch.empty_like(H[:_BLOCK])
+    for rows, row_weight in zip(H.split(_BLOCK), w.split(_BLOCK), strict=True):
+        variance += row_weight @ torch.sub(rows, mean, out=buffer[: len(rows)]).square_()
+    std = (variance / w.sum()).double().sqrt()
     return torch.where(std > 1e-9 * std.max(), 1 / std.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
 
 
@@ -374,7 +383,7 @@ def draw_candidates(
     Z = layer.Z if rows is None else layer.Z[rows]
     if layer.first:
         weight = draw_pair_weights(layer, count, rng, PAIR_CHOICES)[0]
-        H = Z @ weight.to(Z.dtype)
+        H = torch.mm(Z, weight.to(Z.dtype), out=empty_rows(len(Z), count, Z))
         factor = _unit_factor(H, row_weights) * (options.alpha * _draw_alpha(rng, count, device))
         weight = weight * factor
         H *= factor.to(H.dtype)
@@ -383,7 +392,7 @@ def draw_candidates(
         P = torch.from_numpy(rng.standard_normal((n + k, count))).to(device)
         beta = options.beta * torch.from_numpy(np.exp(BETA_SPREAD * rng.standard_normal(count))).to(device)
         weight = mix_relative(layer, P[:n], P[n:], torch.zeros_like(beta), _draw_alpha(rng, count, device), beta).weight
-        H = Z @ weight.to(Z.dtype)
+        H = torch.mm(Z, weight.to(Z.dtype), out=empty_rows(len(Z), count, Z))
     uniforms = rng.random(count)
     at = layer.sampler().draw(uniforms) if rows is None else torch.from_numpy((uniforms * len(rows)).astype(np.int64))
     zero = H.gather(0, at.to(device)[None])[0]

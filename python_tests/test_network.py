@@ -142,7 +142,7 @@ def test_activations_are_their_modules(name):
 
 def test_a_weight_of_two_is_two_rows_across_the_row_limits(monkeypatch):
     """60 rows of weight 2 are 120 rows, on the other side of every limit."""
-    for name in ("JUDGED_ROWS", "LOO_ROWS"):
+    for name in ("MOST_JUDGED_ROWS", "LOO_ROWS"):
         monkeypatch.setattr(network, name, 100)
     monkeypatch.setattr("platonic.selection._TWO_FOLDS", 100)
     rng = np.random.default_rng(0)

@@ -75,12 +75,18 @@ def test_blocks_of_a_wide_layer(rng, monkeypatch):
     assert taken[0] == greedy(A, Y, 1)[0]
 
 
+def halves(fold):
+    """Positions where `fold` is true, and where it is false."""
+    fold = torch.as_tensor(fold)
+    return torch.nonzero(fold)[:, 0], torch.nonzero(~fold)[:, 0]
+
+
 def test_selection_is_used_where_it_predicts_better(rng):
     """Ten informative candidates hide behind forty of noise."""
     A = rng.standard_normal((400, 50))
     Y = A[:, 40:] @ rng.standard_normal((10, 1))
     fold = torch.arange(400) % 2 == 0
-    kept, used = choose_units(torch.tensor(A), torch.tensor(Y), None, fold, 10, 1e-8)
+    kept, used = choose_units(torch.tensor(A), torch.tensor(Y), None, halves(fold), 10, 1e-8)
     assert used
     assert sorted(kept.tolist()) == list(range(40, 50))
 
@@ -91,7 +97,7 @@ def test_selection_is_not_used_on_noise():
     for seed in range(10):
         rng = np.random.default_rng(seed)
         A, Y = rng.standard_normal((60, 40)), rng.standard_normal((60, 1))
-        kept, selected = choose_units(torch.tensor(A), torch.tensor(Y), None, torch.arange(60) % 2 == 0, 10, 1e-8)
+        kept, selected = choose_units(torch.tensor(A), torch.tensor(Y), None, (slice(30), slice(30, None)), 10, 1e-8)
         assert selected or kept.tolist() == list(range(10))
         used += selected
     assert used < 10
@@ -100,8 +106,8 @@ def test_selection_is_not_used_on_noise():
 def test_one_fold_or_no_choice(rng):
     A, Y = torch.tensor(rng.standard_normal((10, 5))), torch.tensor(rng.standard_normal((10, 1)))
     same = torch.zeros(10, dtype=torch.bool)
-    assert choose_units(A, Y, None, same, 3, 1e-8)[1] is False
-    assert choose_units(A, Y, None, torch.arange(10) % 2 == 0, 5, 1e-8)[0].tolist() == [0, 1, 2, 3, 4]
+    assert choose_units(A, Y, None, halves(same), 3, 1e-8)[1] is False
+    assert choose_units(A, Y, None, halves(torch.arange(10) % 2 == 0), 5, 1e-8)[0].tolist() == [0, 1, 2, 3, 4]
 
 
 @settings(max_examples=30)
@@ -110,9 +116,7 @@ def test_weights_are_repetition(counts, seed):
     rng = np.random.default_rng(seed)
     m = len(counts)
     A, Y, fold = rng.standard_normal((m, 8)), rng.standard_normal((m, 2)), np.arange(m) % 2 == 0
-    a = choose_units(
-        torch.tensor(A), torch.tensor(Y), torch.tensor(counts, dtype=torch.float64), torch.tensor(fold), 4, 1e-8
-    )
-    b = choose_units(*map(torch.tensor, repeated(counts, A, Y)), None, torch.tensor(np.repeat(fold, counts)), 4, 1e-8)
+    a = choose_units(torch.tensor(A), torch.tensor(Y), torch.tensor(counts, dtype=torch.float64), halves(fold), 4, 1e-8)
+    b = choose_units(*map(torch.tensor, repeated(counts, A, Y)), None, halves(np.repeat(fold, counts)), 4, 1e-8)
     assert a[1] == b[1]
     assert a[0].tolist() == b[0].tolist()
