@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any, NamedTuple
 
@@ -15,9 +16,12 @@ __all__ = ["Component", "first_component", "sorted_pca", "sorted_pca_rows"]
 
 _EXACT_WIDTH = 128  # up to here the whole second-moment matrix costs no more than a few passes
 _MATRIX_WIDTH = 4096  # up to here second-moment matrices are formed where that helps
-_BLOCK = 4  # vectors multiplied in one pass over the data
-_SAMPLE_ROWS = 2048  # evenly spaced rows that give the start vectors
+_LEADING = 4  # Ritz vectors that are followed; the first pass multiplies as many
+_CORRECTIONS = 2  # vectors multiplied in a pass that follows the sample's model
+_PROGRESS = 0.25  # a pass that leaves more of the error than this is the last to follow it
+_SAMPLE_ROWS = 2048  # evenly spaced rows that give the start vectors and the model
 _SAMPLE_PASSES = 8
+_KEPT_PASSES = 8  # of so many passes the rows' inner products are kept: at most a quarter of the data
 
 
 class Component(NamedTuple):
@@ -32,7 +36,8 @@ class Component(NamedTuple):
     passes : int
         Passes over all rows, without the projection; 1 where the second-moment matrix was formed instead.
     error : float
-        Bound on the sine of the angle to the exact direction (residual over gap), 0 where it was formed.
+        Estimate of the sine of the angle to the exact direction, from residuals and gaps between Ritz values; 0 where
+        the matrix was formed.
     """
 
     direction: torch.Tensor
@@ -50,23 +55,52 @@ class _Rows:
         self.width = x.shape[1] + (0 if y is None else y.shape[1])
         parts = [part[:: max(1, x.shape[0] // 1024)].mean(0) for part in (x, y) if part is not None]
         self.shift = torch.cat(parts)  # any point near the mean
-        self.mean = torch.zeros(self.width, dtype=torch.float64)
+        self.delta = self.mean = torch.zeros(
+            self.width, dtype=torch.float64
+        )  # mean - shift, mean: by the first product
+        self.dots: list[torch.Tensor] = []  # of the first _KEPT_PASSES passes: rows, less the shift, times vectors
+        self.passes = 0
 
     def product(self, vectors: torch.Tensor) -> torch.Tensor:
         """C v [p, b] in float64 on the CPU; vectors [p, b], float64, hold numbers of x's dtype."""
         rows = vectors.T.to(self.x.device, self.x.dtype).contiguous()
-        product, sums = _ops.centred_product(self.x, self.shift, rows, self.y, self.weight)
-        if not torch.isfinite(sums).all():
+        first = self.passes == 0
+        dots, product, sums = _ops.centred_product(self.x, self.shift, rows, self.y, self.weight, sums=first)
+        if not torch.isfinite(sums if first else product).all():
             raise ValueError("expected finite numbers, got NaN or infinity (or sums that overflow)")
-        delta = sums.cpu() / self.total
-        self.mean = self.shift.cpu().double() + delta
+        self.passes += 1
+        self.dots = [*self.dots, dots] if self.passes <= _KEPT_PASSES else []
+        if first:
+            self.delta = sums.cpu() / self.total
+            self.mean = self.shift.cpu().double() + self.delta
         # sum w (v - mean)(v - mean)^T = sum w (v - shift)(v - shift)^T - total delta delta^T
-        return product.cpu().T - self.total * torch.outer(delta, delta @ vectors)
+        return product.cpu().T - self.total * torch.outer(self.delta, self.delta @ vectors)
 
     def every(self, step: int) -> _Rows:
         """Rows 0, step, 2 step, ..."""
         y, weight = (None if t is None else t[::step].contiguous() for t in (self.y, self.weight))
         return _Rows(self.x[::step].contiguous(), y, weight)
+
+    def trace(self) -> float:
+        """Of C, roughly: from every eighth row, about the mean that the last product left."""
+        total = 0.0
+        weight = None if self.weight is None else self.weight[::8]
+        means = self.mean.to(self.x.device, self.x.dtype).split([self.x.shape[1], self.width - self.x.shape[1]])
+        for part, mean in zip((self.x, self.y), means, strict=True):
+            if part is not None:
+                square = (part[::8] - mean).square_().sum(1)
+                total += 8 * float(square.sum() if weight is None else weight @ square)
+        return total
+
+    def projections(self, coefficients: torch.Tensor) -> torch.Tensor | None:
+        """Float64 [m]: rows, less a constant, times the vectors of all passes so combined; None if they were not kept."""
+        if not self.dots:
+            return None
+        out = torch.zeros(self.x.shape[0], dtype=torch.float64, device=self.x.device)
+        columns = (column for dots in self.dots for column in dots.T)
+        for column, factor in zip(columns, coefficients.tolist(), strict=True):
+            out.add_(column, alpha=factor)  # the same operations for every row: equal rows tie
+        return out
 
     def moments(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The matrix C [p, p] itself and the mean, float64 on the CPU."""
@@ -77,92 +111,165 @@ class _Rows:
 
 
 class _Ritz(NamedTuple):
-    vectors: torch.Tensor  # [p, up to _BLOCK]: the leading Ritz vectors
+    """Rayleigh-Ritz on all vectors that were multiplied so far."""
+
+    values: torch.Tensor  # descending
+    vectors: torch.Tensor  # [p, all]
+    coefficients: torch.Tensor  # [multiplied vectors, all]
     error: float
-    passes: int
 
 
-def _iterate(rows: _Rows, block: torch.Tensor, tol: float, max_passes: int) -> _Ritz:
-    """Leading eigenvectors of C by block Lanczos iteration with full orthogonalisation.
+class _Model(NamedTuple):
+    """C as a sample shows it: eigenvalues `values` of orthonormal `vectors` [p, r], and `rest` across them."""
 
-    Every pass multiplies one block; a Rayleigh-Ritz step on all blocks so far gives the estimate v, theta. Stops when
-    ||C v - theta v|| / (theta_1 - theta_2), a bound on the sine of the angle to the eigenvector, is at most `tol`.
+    values: torch.Tensor
+    vectors: torch.Tensor
+    rest: float
+
+    def correct(self, residual: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
+        """(C - theta_j)^-1 residual_j for the model's C, [p, b]: what is missing from the j-th Ritz vector."""
+        inside = self.vectors.T @ residual
+        distance = self.values[:, None] - theta
+        near = 0.05 * theta.abs()
+        distance = torch.where(distance.abs() < near, -near, distance)
+        return self.vectors @ (inside / distance) + (residual - self.vectors @ inside) / (self.rest - theta)
+
+
+def _solve_small(basis: torch.Tensor, result: torch.Tensor) -> _Ritz:
+    """From vectors `basis` [p, n] and C times them. Rounding to dtype left them slightly oblique: their own inner product
+    is used.
+
+    The error of the leading Ritz vector is what the subspace lacks, at most its residual over the distance from its
+    value to the largest one outside, for which the one after the vectors that are followed stands; what the residuals of
+    those turn inside comes on top. Or, if that is less, the residual over the gap to the next value.
     """
-    basis = result = block.new_empty(block.shape[0], 0)
+    root = torch.linalg.cholesky(basis.T @ basis)
+    small = torch.linalg.solve_triangular(root, basis.T @ result, upper=False)
+    small = torch.linalg.solve_triangular(root, small.T, upper=False)
+    values, u = torch.linalg.eigh((small + small.T) / 2)
+    values, u = values.flip(0), torch.linalg.solve_triangular(root.T, u.flip(1), upper=True)
+    vectors = basis @ u
+    followed = min(_LEADING, len(values))
+    residuals = result @ u[:, :followed] - values[:followed] * vectors[:, :followed]
+    size, *others = torch.linalg.vector_norm(residuals, dim=0).tolist()
+    gap = float(values[0] - values[1]) if len(values) > 1 else float(values[0])
+    if size == 0:
+        return _Ritz(values, vectors, u, 0.0)
+    if gap <= 0:
+        return _Ritz(values, vectors, u, float("inf"))
+    error = size / gap
+    if len(values) > _LEADING:
+        outside = float(values[0] - values[_LEADING])
+        error = min(error, size / outside * math.hypot(1, math.hypot(*others) / gap))
+    return _Ritz(values, vectors, u, error)
+
+
+def _new_directions(block: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
+    """Orthonormal columns for what `block` has outside the (nearly orthonormal) `basis`; none if that is rounding."""
+    length = torch.linalg.vector_norm(block, dim=0)
+    for _ in range(2):
+        block = block - basis @ (basis.T @ block)
+    block = block[:, torch.linalg.vector_norm(block, dim=0) > 1e-6 * length]
+    if basis.shape[1] + block.shape[1] > basis.shape[0]:
+        return block[:, :0]
+    # columns that depend on each other leave noise behind, which need not be orthogonal to the basis
     block = torch.linalg.qr(block).Q
-    passes = 0
-    while passes < max_passes:
-        passes += 1
+    return torch.linalg.qr(block - basis @ (basis.T @ block)).Q
+
+
+def _iterate(rows: _Rows, start: torch.Tensor, model: _Model | None, tol: float, max_passes: int) -> _Ritz:
+    """Leading eigenvectors of C in a subspace that every pass over the rows widens.
+
+    By the model's corrections of the first Ritz vectors (generalised Davidson method) while those make progress, then by
+    the residuals of all that are followed (block Lanczos method). Stops when the error is at most `tol`.
+    """
+    basis = result = start.new_empty(start.shape[0], 0)
+    block = torch.linalg.qr(start).Q
+    error = float("inf")
+    while True:
         block = block.to(rows.x.dtype).double()  # exactly what the kernel multiplies
         basis = torch.cat([basis, block], 1)
         result = torch.cat([result, rows.product(block)], 1)
-        # Rounding to dtype left the basis slightly oblique: solve the small problem in its own inner product.
-        root = torch.linalg.cholesky(basis.T @ basis)
-        small = torch.linalg.solve_triangular(root, basis.T @ result, upper=False)
-        small = torch.linalg.solve_triangular(root, small.T, upper=False)
-        theta, u = torch.linalg.eigh((small + small.T) / 2)
-        theta, u = theta.flip(0), torch.linalg.solve_triangular(root.T, u.flip(1)[:, :_BLOCK], upper=True)
-        vectors = basis @ u
-        residual = result @ u[:, 0] - theta[0] * vectors[:, 0]
-        size = float(torch.linalg.vector_norm(residual))
-        gap = float(theta[0] - theta[1]) if theta.numel() > 1 else float(theta[0])
-        error = 0.0 if size == 0 else size / gap if gap > 0 else float("inf")
-        if error <= tol:
+        ritz = _solve_small(basis, result)
+        if ritz.error <= tol or rows.passes == max_passes:
+            return ritz
+        if rows.passes > 2 and ritz.error > _PROGRESS * error:
+            model = None
+        error = ritz.error
+        followed = min(_LEADING if model is None else _CORRECTIONS, len(ritz.values))
+        theta = ritz.values[:followed]
+        block = result @ ritz.coefficients[:, :followed] - theta * ritz.vectors[:, :followed]
+        if model is not None:
+            block = model.correct(block, theta)
+        block = _new_directions(block, ritz.vectors)
+        if block.shape[1] == 0:
+            return ritz
+
+
+def _sample_model(sample: _Rows, start: torch.Tensor, scale: float) -> _Model:
+    """What a few steps of the block Lanczos method find of a sample's second moments, times `scale`."""
+    basis = result = start.new_empty(start.shape[0], 0)
+    block = start
+    for _ in range(_SAMPLE_PASSES):
+        block = _new_directions(block, basis).to(sample.x.dtype).double()
+        if block.shape[1] == 0:
             break
+        basis = torch.cat([basis, block], 1)
+        result = torch.cat([result, sample.product(block)], 1)
         block = result[:, -block.shape[1] :]
-        length = torch.linalg.vector_norm(block, dim=0)
-        for _ in range(2):
-            block = block - basis @ torch.cholesky_solve(basis.T @ block, root)
-        block = block[:, torch.linalg.vector_norm(block, dim=0) > 1e-12 * length]  # else invariant up to rounding
-        if block.shape[1] == 0 or basis.shape[1] + block.shape[1] > basis.shape[0]:
-            break
-        block = torch.linalg.qr(block).Q
-    return _Ritz(vectors, error, passes)
+    ritz = _solve_small(basis, result)
+    across = max(0.0, sample.trace() - float(ritz.values.sum())) / max(1, sample.width - len(ritz.values))
+    return _Model(scale * ritz.values, ritz.vectors, scale * across)
 
 
-def _leading(rows: _Rows, tol: float, max_passes: int) -> tuple[torch.Tensor, torch.Tensor, int, float]:
-    """(direction, mean, passes, error) by iteration, started from what it finds on evenly spaced rows."""
+def _leading(rows: _Rows, tol: float, max_passes: int) -> _Ritz:
+    """:func:`_iterate`, started from and guided by what it finds on evenly spaced rows."""
     generator = torch.Generator().manual_seed(0)
-    block = torch.randn(rows.width, _BLOCK, generator=generator, dtype=torch.float64)
+    start, model = torch.randn(rows.width, _LEADING, generator=generator, dtype=torch.float64), None
     step = rows.x.shape[0] // _SAMPLE_ROWS
     if step >= 4 and (sample := rows.every(step)).total > 0:
-        block = _iterate(sample, block, tol, _SAMPLE_PASSES).vectors
-    ritz = _iterate(rows, block, tol, max_passes)
-    return ritz.vectors[:, 0], rows.mean, ritz.passes, ritz.error
+        model = _sample_model(sample, start, rows.total / sample.total)
+        start = model.vectors[:, :_LEADING]
+    return _iterate(rows, start, model, tol, max_passes)
 
 
 def _first_component(
     x: torch.Tensor, y: torch.Tensor | None, weight: torch.Tensor | None, tol: float, max_passes: int
-) -> Component:
-    """:func:`first_component` on tensors of one dtype and device."""
+) -> tuple[Component, torch.Tensor | None]:
+    """:func:`first_component` on tensors of one dtype and device, and the rows' projections where they came with it."""
     rows = _Rows(x, y, weight)
-    passes, error = 0, float("inf")
+    error, projections = float("inf"), None
     if rows.width > _EXACT_WIDTH:
-        direction, mean, passes, error = _leading(rows, tol, max_passes)
+        ritz = _leading(rows, tol, max_passes)
+        direction, error = ritz.vectors[:, 0], ritz.error
+        projections = rows.projections(ritz.coefficients[:, 0])
+    passes, mean = rows.passes, rows.mean
     if not error <= tol and rows.width <= _MATRIX_WIDTH:
         matrix, mean = rows.moments()
-        direction, passes, error = torch.linalg.eigh(matrix).eigenvectors[:, -1], passes + 1, 0.0
+        direction, passes, error, projections = torch.linalg.eigh(matrix).eigenvectors[:, -1], passes + 1, 0.0, None
     if not error <= tol:
         warnings.warn(
-            f"the first principal component did not converge in {passes} passes: its direction is within "
+            f"the first principal component did not converge in {passes} passes: its direction is within about "
             f"{error:.1e} radians, above tol={tol:.1e}. Raise max_passes, or tol if that is enough.",
             ConvergenceWarning,
             stacklevel=4,
         )
     direction = direction / torch.linalg.vector_norm(direction)
-    largest = direction[torch.argmax(direction.abs())]
-    return Component(torch.where(largest < 0, -direction, direction), mean, passes, error)
+    if direction[torch.argmax(direction.abs())] < 0:
+        direction, projections = -direction, None if projections is None else -projections
+    return Component(direction, mean, passes, error), projections
 
 
 def first_component(
     X: Any, *, sample_weight: Any = None, y: Any = None, tol: float = 2e-5, max_passes: int = 40
 ) -> Component:
-    """First principal component of X, or of [X | y], by block Lanczos iteration on the fused centred product.
+    """First principal component of X, or of [X | y], by subspace iteration on the fused centred product.
 
     Maximises sum_i w_i ((v_i - mean) . d)^2 over unit vectors d, v = [X | y]. Up to 128 columns the second-moment
-    matrix is formed and decomposed. Above, each pass reads the rows once and multiplies 4 vectors; the start comes
-    from 2,048 evenly spaced rows. float64 whatever the data's dtype, except that products of float32 rows are summed
-    in float32 over 512 rows at a time.
+    matrix is formed and decomposed. Above, each pass reads the rows once and multiplies up to 4 vectors; 2,048 evenly
+    spaced rows give the first ones and, as long as that converges fast, the next (generalised Davidson method with the
+    sample's second moments; then the block Lanczos method). float64 whatever the data's dtype, except that products of
+    float32 rows are summed in float32 over 512 rows at a time.
 
     Parameters
     ----------
@@ -173,8 +280,8 @@ def first_component(
     y : array [m] or [m, k], optional
         Further columns.
     tol : float, default 2e-5
-        Stop when the direction is certain within this angle in radians: residual norm over the gap between the two
-        largest Ritz values. A projection moves by at most tol times its row's distance from the mean; measured on
+        Stop when the direction is within this angle of the exact one, in radians, as estimated from the residuals and
+        the gaps between Ritz values. A projection moves by at most tol times its row's distance from the mean; measured on
         MNIST, by less than 1e-6 of the range of all projections.
     max_passes : int, default 40
         Cap. An iteration that reaches it is replaced by a decomposition of the matrix up to 4,096 columns.
@@ -190,7 +297,7 @@ def first_component(
         If `max_passes` was reached with more than 4,096 columns.
     """
     x, y_, weight, _ = _enter(X, y, sample_weight)
-    return _first_component(x, y_, weight, tol, max_passes)
+    return _first_component(x, y_, weight, tol, max_passes)[0]
 
 
 def sorted_pca(
@@ -251,8 +358,9 @@ def sorted_pca_rows(
     """:func:`sorted_pca` on tensors of one device that need no checks; y and weight are taken in x's dtype."""
     weight = None if weight is None else weight.to(x.dtype)
     y = None if y is None else y.to(x.dtype)
-    component = _first_component(x, y, weight, tol, max_passes)
-    projection = _ops.project_rows(x, component.mean.to(x.device), component.direction.to(x.device), y)
+    component, projection = _first_component(x, y, weight, tol, max_passes)
+    if projection is None:
+        projection = _ops.project_rows(x, component.mean.to(x.device), component.direction.to(x.device), y)
     order = torch.sort(projection, stable=True).indices
     return order[_evenly_spaced(n, x.shape[0], None if weight is None else weight[order]).to(x.device)]
 

@@ -48,7 +48,7 @@ void run_product(const CentredProductArgs& args, const Launch& on) {
         for (int64_t i = 0; i < size; ++i) all[i] += part[i];
     for (int64_t b = 0; b < args.count; ++b)
         for (int64_t c = 0; c < p; ++c) args.product[b * p + c] = all[b * padded.size + padded.at(c)];
-    for (int64_t c = 0; c < p; ++c) args.sums[c] = all[args.count * padded.size + padded.at(c)];
+    for (int64_t c = 0; args.sums != nullptr && c < p; ++c) args.sums[c] = all[args.count * padded.size + padded.at(c)];
 }
 
 }  // namespace

@@ -48,7 +48,10 @@ __global__ void __launch_bounds__(threads) partial_products(CentredProductArgs a
 #pragma unroll
             for (int b = 0; b < B; ++b) {
                 const T dot = sum_warp(dots[b]);
-                if (lane == 0) factors[r][b] = w * dot;
+                if (lane == 0) {
+                    factors[r][b] = w * dot;
+                    if (a.dots != nullptr) static_cast<T*>(a.dots)[(row + r) * B + b] = dot;
+                }
             }
             if (lane == 0) factors[r][B] = w;
         }
@@ -76,7 +79,7 @@ __global__ void combine_products(CentredProductArgs a, int64_t p, int64_t slices
     for (int64_t s = 0; s < slices; ++s) sum += a.scratch[s * size + i];
     if (i < a.count * p)
         a.product[i] = sum;
-    else
+    else if (a.sums != nullptr)
         a.sums[i - a.count * p] = sum;
 }
 

@@ -1,12 +1,13 @@
 // The two passes over data that the first principal component and its sorting need, on v = [x | y].
 //
-//   centred_product: product[b] = sum_i w_i (v_i - shift) ((v_i - shift) . vectors[b]),  sums = sum_i w_i (v_i - shift)
+//   centred_product: dots[i][b] = (v_i - shift) . vectors[b],  product[b] = sum_i w_i dots[i][b] (v_i - shift),
+//                    sums = sum_i w_i (v_i - shift)
 //   project_rows:    out[i]     = (v_i - shift) . direction
 //
 // shift is any point near the mean; the caller turns products about it into products about the mean (rank 1).
-// float32 products are summed in float32 over product_chunk_rows rows and in float64 beyond; projections are float64
-// throughout. Deterministic: rows are cut by their number alone and combined in order; every row's projection goes
-// through the same operations wherever it lies, so equal rows tie exactly.
+// float32 products are summed in float32 over product_chunk_rows rows and in float64 beyond; project_rows is float64
+// throughout. Deterministic: rows are cut by their number alone and combined in order; every row's dots and projection
+// go through the same operations wherever it lies, so equal rows tie exactly.
 #pragma once
 
 #include <cstdint>
@@ -35,8 +36,9 @@ struct CentredProductArgs {
     const void* shift;       // T [p]
     const void* vectors;     // T [count, p]
     int64_t count;           // 1 .. max_product_vectors
+    void* dots;              // T [m, count] or null: takes (v_i - shift) . vectors[b]
     double* product;         // [count, p]
-    double* sums;            // [p]
+    double* sums;            // [p] or null
     double* scratch;         // CUDA: product_slices(m) * (count + 1) * p doubles; CPU: null
 };
 

@@ -11,23 +11,27 @@ namespace {
 // group_rows x 4 accumulators, group_rows rows and a vector fit the registers.
 constexpr int group_rows = vector_registers >= 32 ? 4 : 2;
 
-PLATONIC_INLINE vfloat swap_lanes(vfloat v, int distance) {
-    vint32 index;
-    for (int i = 0; i < lanes<float>; ++i) index[i] = i ^ distance;
-    return __builtin_shuffle(v, index);
+// Sum of 2^k numbers by halving, in the same order for every vector.
+template <class T, int count>
+PLATONIC_INLINE T sum_halves(const T* v) {
+    if constexpr (count == 2) {
+        return v[0] + v[1];
+    } else {
+        typedef T half __attribute__((vector_size(count / 2 * sizeof(T))));
+        half low, high;
+        std::memcpy(&low, v, sizeof low);
+        std::memcpy(&high, v + count / 2, sizeof high);
+        low += high;
+        T sums[count / 2];
+        std::memcpy(sums, &low, sizeof low);
+        return sum_halves<T, count / 2>(sums);
+    }
 }
-PLATONIC_INLINE vdouble swap_lanes(vdouble v, int distance) {
-    vint64 index;
-    for (int i = 0; i < lanes<double>; ++i) index[i] = i ^ distance;
-    return __builtin_shuffle(v, index);
-}
-
-// Sum over lanes by halving.
 template <class T>
 PLATONIC_INLINE T sum_lanes(vec_t<T> v) {
-#pragma GCC unroll 4
-    for (int distance = lanes<T> / 2; distance > 0; distance /= 2) v += swap_lanes(v, distance);
-    return v[0];
+    T parts[lanes<T>];
+    std::memcpy(parts, &v, sizeof v);
+    return sum_halves<T, lanes<T>>(parts);
 }
 
 // A group of rows of x or y; rows past the end repeat the last one.
@@ -48,95 +52,118 @@ PLATONIC_INLINE vec_t<T> load_columns(const T* p, int64_t count) {
     return whole ? load(p) : load_some(p, count);
 }
 
-// dots[r][b] += (row[r] - shift) . vectors[b] over one vector of columns.
-template <class T, int B, bool whole>
-PLATONIC_INLINE void add_dots(const Group<T>& g, int64_t c, const T* shift, const T* vectors, int64_t size,
-                              vec_t<T> (&dots)[group_rows][B]) {
+// The rows of a group less the shift, over one vector of columns. Of the group that follows, `ahead` elements further,
+// every other row is fetched: half in add_dots, half in add_rows, so that memory is never idle. Past the end of the
+// data a fetch does nothing.
+template <class T, bool whole, int fetched>
+PLATONIC_INLINE void load_rows(const Group<T>& g, int64_t c, int64_t ahead, const T* shift, vec_t<T> (&v)[group_rows]) {
     const vec_t<T> s = load(shift + g.start + c);
 #pragma GCC unroll 4
     for (int r = 0; r < group_rows; ++r) {
-        const vec_t<T> v = load_columns<T, whole>(g.row[r] + c, g.columns - c) - s;
-#pragma GCC unroll 4
-        for (int b = 0; b < B; ++b) dots[r][b] += v * load(vectors + b * size + g.start + c);
+        if (r % 2 == fetched) __builtin_prefetch(g.row[r] + ahead + c, 0, 2);
+        v[r] = load_columns<T, whole>(g.row[r] + c, g.columns - c) - s;
     }
 }
 
-// acc[b] += sum_r factors[r][b] (row[r] - shift) over one vector of columns; factors[r][B] is the row's weight.
+// dots[r][b] += (row[r] - shift) . vectors[b] over one vector of columns.
 template <class T, int B, bool whole>
-PLATONIC_INLINE void add_rows(const Group<T>& g, int64_t c, const T* shift, int64_t size,
-                              const T (&factors)[group_rows][B + 1], T* acc) {
-    const vec_t<T> s = load(shift + g.start + c);
+PLATONIC_INLINE void add_dots(const Group<T>& g, int64_t c, int64_t ahead, const T* shift, const T* vectors,
+                              int64_t size, vec_t<T> (&dots)[group_rows][B]) {
     vec_t<T> v[group_rows];
+    load_rows<T, whole, 0>(g, c, ahead, shift, v);
 #pragma GCC unroll 4
-    for (int r = 0; r < group_rows; ++r) v[r] = load_columns<T, whole>(g.row[r] + c, g.columns - c) - s;
+    for (int b = 0; b < B; ++b) {
+        const vec_t<T> w = load(vectors + b * size + g.start + c);
+#pragma GCC unroll 4
+        for (int r = 0; r < group_rows; ++r) dots[r][b] += v[r] * w;
+    }
+}
+
+// acc[b] += sum_r factors[r][b] (row[r] - shift) over one vector of columns.
+template <class T, int F, bool whole>
+PLATONIC_INLINE void add_rows(const Group<T>& g, int64_t c, int64_t ahead, const T* shift, int64_t size,
+                              const vec_t<T> (&factors)[group_rows][F], T* acc) {
+    vec_t<T> v[group_rows];
+    load_rows<T, whole, 1>(g, c, ahead, shift, v);
 #pragma GCC unroll 5
-    for (int b = 0; b <= B; ++b) {
+    for (int b = 0; b < F; ++b) {
         T* out = acc + b * size + g.start + c;
         vec_t<T> sum = load(out);
 #pragma GCC unroll 4
-        for (int r = 0; r < group_rows; ++r) sum += v[r] * splat<T>(factors[r][b]);
+        for (int r = 0; r < group_rows; ++r) sum += v[r] * factors[r][b];
         store(out, sum);
     }
 }
 
 template <class T, int B>
-PLATONIC_INLINE void dots_of(const Group<T>& g, const T* shift, const T* vectors, int64_t size,
+PLATONIC_INLINE void dots_of(const Group<T>& g, int64_t ahead, const T* shift, const T* vectors, int64_t size,
                              vec_t<T> (&dots)[group_rows][B]) {
     int64_t c = 0;
-    for (; c + lanes<T> <= g.columns; c += lanes<T>) add_dots<T, B, true>(g, c, shift, vectors, size, dots);
-    if (c < g.columns) add_dots<T, B, false>(g, c, shift, vectors, size, dots);
+    for (; c + lanes<T> <= g.columns; c += lanes<T>) add_dots<T, B, true>(g, c, ahead, shift, vectors, size, dots);
+    if (c < g.columns) add_dots<T, B, false>(g, c, ahead, shift, vectors, size, dots);
 }
 
-// While these rows are read from cache, the next group's are fetched (past the end of the data that does nothing).
-template <class T, int B>
-PLATONIC_INLINE void rows_of(const Group<T>& g, int64_t stride, const T* shift, int64_t size,
-                             const T (&factors)[group_rows][B + 1], T* acc) {
+template <class T, int F>
+PLATONIC_INLINE void rows_of(const Group<T>& g, int64_t ahead, const T* shift, int64_t size,
+                             const vec_t<T> (&factors)[group_rows][F], T* acc) {
     int64_t c = 0;
-    for (; c + lanes<T> <= g.columns; c += lanes<T>) {
-#pragma GCC unroll 4
-        for (int r = 0; r < group_rows; ++r) __builtin_prefetch(g.row[r] + group_rows * stride + c, 0, 2);
-        add_rows<T, B, true>(g, c, shift, size, factors, acc);
-    }
-    if (c < g.columns) add_rows<T, B, false>(g, c, shift, size, factors, acc);
+    for (; c + lanes<T> <= g.columns; c += lanes<T>) add_rows<T, F, true>(g, c, ahead, shift, size, factors, acc);
+    if (c < g.columns) add_rows<T, F, false>(g, c, ahead, shift, size, factors, acc);
 }
 
-template <class T, int B>
+// F = B, or B + 1 with the sums: the last factor is the row's weight.
+template <class T, int B, int F>
 void run_product(const CentredProductArgs& a, const PaddedColumns& padded, const T* shift, const T* vectors,
                  int64_t first, int64_t rows, T* acc) {
     const JoinedRows& d = a.data;
     const T* weight = static_cast<const T*>(a.row_weight);
+    T* out = static_cast<T*>(a.dots);
     for (int64_t done = 0; done < rows; done += group_rows) {
         const int64_t row = first + done, here = rows - done < group_rows ? rows - done : group_rows;
+        const int64_t x_ahead = group_rows * d.row_stride, y_ahead = group_rows * d.targets;
         const Group<T> x(d.x, d.row_stride, d.columns, 0, row, here);
         const Group<T> y(d.y, d.targets, d.targets, padded.y_start, row, here);
         vec_t<T> dots[group_rows][B] = {};
-        dots_of<T, B>(x, shift, vectors, padded.size, dots);
-        dots_of<T, B>(y, shift, vectors, padded.size, dots);
-        T factors[group_rows][B + 1];
+        dots_of<T, B>(x, x_ahead, shift, vectors, padded.size, dots);
+        dots_of<T, B>(y, y_ahead, shift, vectors, padded.size, dots);
+        vec_t<T> factors[group_rows][F];
         for (int r = 0; r < group_rows; ++r) {
             const T w = r >= here ? T(0) : weight == nullptr ? T(1) : weight[row + r];
-            for (int b = 0; b < B; ++b) factors[r][b] = w * sum_lanes<T>(dots[r][b]);
-            factors[r][B] = w;
+            for (int b = 0; b < B; ++b) {
+                const T dot = sum_lanes<T>(dots[r][b]);
+                factors[r][b] = splat<T>(w * dot);
+                if (out != nullptr && r < here) out[(row + r) * B + b] = dot;
+            }
+            if (F > B) factors[r][F - 1] = splat<T>(w);
         }
-        rows_of<T, B>(x, d.row_stride, shift, padded.size, factors, acc);
-        rows_of<T, B>(y, d.targets, shift, padded.size, factors, acc);
+        rows_of<T, F>(x, x_ahead, shift, padded.size, factors, acc);
+        rows_of<T, F>(y, y_ahead, shift, padded.size, factors, acc);
     }
+}
+
+template <class T, int B>
+void choose_sums(const CentredProductArgs& a, const PaddedColumns& padded, const void* shift, const void* vectors,
+                 int64_t first, int64_t rows, void* acc) {
+    const T *s = static_cast<const T*>(shift), *v = static_cast<const T*>(vectors);
+    T* out = static_cast<T*>(acc);
+    if (a.sums == nullptr)
+        run_product<T, B, B>(a, padded, s, v, first, rows, out);
+    else
+        run_product<T, B, B + 1>(a, padded, s, v, first, rows, out);
 }
 
 template <class T>
 void choose_product(const CentredProductArgs& a, const PaddedColumns& padded, const void* shift, const void* vectors,
                     int64_t first, int64_t rows, void* acc) {
-    const T *s = static_cast<const T*>(shift), *v = static_cast<const T*>(vectors);
-    T* out = static_cast<T*>(acc);
     switch (a.count) {
         case 1:
-            return run_product<T, 1>(a, padded, s, v, first, rows, out);
+            return choose_sums<T, 1>(a, padded, shift, vectors, first, rows, acc);
         case 2:
-            return run_product<T, 2>(a, padded, s, v, first, rows, out);
+            return choose_sums<T, 2>(a, padded, shift, vectors, first, rows, acc);
         case 3:
-            return run_product<T, 3>(a, padded, s, v, first, rows, out);
+            return choose_sums<T, 3>(a, padded, shift, vectors, first, rows, acc);
         default:
-            return run_product<T, 4>(a, padded, s, v, first, rows, out);
+            return choose_sums<T, 4>(a, padded, shift, vectors, first, rows, acc);
     }
 }
 

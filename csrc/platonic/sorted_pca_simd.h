@@ -22,7 +22,7 @@ private:
     }
 };
 
-// acc [count + 1, size], T: adds the products, then the sums, of rows [first, first + rows).
+// acc [count + 1, size], T: adds the products, then (if a.sums) the sums, of rows [first, first + rows).
 PLATONIC_FOR_EACH_ISA(void product_chunk(const CentredProductArgs&, const PaddedColumns&, const void* shift,
                                          const void* vectors, int64_t first, int64_t rows, void* acc);)
 

@@ -21,8 +21,10 @@ def centred_product(
     vectors: torch.Tensor,
     y: torch.Tensor | None = None,
     sample_weight: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """sum_i w_i (v_i - shift) ((v_i - shift) . vectors[b]) [b, p] and sum_i w_i (v_i - shift) [p], both float64.
+    sums: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """dots = (v_i - shift) . vectors[b] [m, b] in x's dtype, sum_i w_i dots_i (v_i - shift) [b, p] and, with `sums`,
+    sum_i w_i (v_i - shift) [p] (else an empty tensor), both float64.
 
     v = [x | y] [m, p]; shift [p], vectors [b, p] with 1 <= b <= 4, y [m, k] and sample_weight [m] have x's dtype.
     """
@@ -33,22 +35,25 @@ def centred_product(
     shift = check(shift, "shift", (p,), x, "centred_product")
     vectors = check(vectors, "vectors", (count, p), x, "centred_product")
     sample_weight = check(sample_weight, "sample_weight", (x.shape[0],), x, "centred_product")
+    dots = torch.empty(x.shape[0], count, dtype=x.dtype, device=x.device)
     product = torch.empty(count, p, dtype=torch.float64, device=x.device)
-    sums = torch.empty(p, dtype=torch.float64, device=x.device)
+    total = torch.empty(p if sums else 0, dtype=torch.float64, device=x.device)
     scratch = None
     if x.device.type == "cuda":
         scratch = torch.empty(kernels.product_slices(x.shape[0]), count + 1, p, dtype=torch.float64, device=x.device)
     kernels.centred_product(
         x.dtype == torch.float64, x.shape[0], x.shape[1], x.stride(0), x.data_ptr(), pointer(y), p - x.shape[1],
-        pointer(sample_weight), shift.data_ptr(), vectors.data_ptr(), count, product.data_ptr(), sums.data_ptr(),
-        pointer(scratch), *where(x),
+        pointer(sample_weight), shift.data_ptr(), vectors.data_ptr(), count, dots.data_ptr(), product.data_ptr(),
+        total.data_ptr() if sums else 0, pointer(scratch), *where(x),
     )  # fmt: skip
-    return product, sums
+    return dots, product, total
 
 
 @centred_product.register_fake
-def _(x, shift, vectors, y=None, sample_weight=None):
-    return vectors.new_empty(vectors.shape, dtype=torch.float64), shift.new_empty(shift.shape, dtype=torch.float64)
+def _(x, shift, vectors, y=None, sample_weight=None, sums=True):
+    dots = x.new_empty((x.shape[0], vectors.shape[0]))
+    product = vectors.new_empty(vectors.shape, dtype=torch.float64)
+    return dots, product, shift.new_empty(shift.shape if sums else (0,), dtype=torch.float64)
 
 
 @torch.library.custom_op("platonic::project_rows", mutates_args=())
