@@ -37,7 +37,7 @@ def _models(task: str, shape: tuple[int, ...], seed: int, max_iter: int) -> tupl
     ours, theirs = (
         (PlatonicMLPClassifier, MLPClassifier) if task == "classification" else (PlatonicMLPRegressor, MLPRegressor)
     )
-    peer = make_pipeline(StandardScaler(), theirs(shape, max_iter=max_iter, random_state=seed))
+    peer = make_pipeline(StandardScaler(), theirs(hidden_layer_sizes=shape, max_iter=max_iter, random_state=seed))
     return ours(shape, random_state=seed), peer
 
 

@@ -386,3 +386,13 @@ def test_cuda_agrees_with_cpu(widths):
     there = fit_narrow(torch.from_numpy(X).cuda(), Y, widths[1:], **options)
     np.testing.assert_allclose(there.representation.cpu().numpy(), here.representation, rtol=0, atol=1e-8)
     np.testing.assert_allclose(there.lsd.cpu().numpy(), here.lsd, rtol=1e-8)
+
+
+def test_a_singular_layer_never_looks_perfect():
+    """beta = 0 makes layers of nearly dependent units; pivots of rounding must not explain all of y."""
+    x = np.linspace(-1, 1, 5000)
+    for seed in range(5):
+        net = fit_narrow(
+            x[:, None], np.sin(2 * np.pi * x), [8] * 60, alpha=0.3, beta=0.0, scaling="absolute", random_state=seed
+        )
+        assert net.lsd.min() > 1e-3

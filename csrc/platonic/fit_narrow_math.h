@@ -126,8 +126,10 @@ PLATONIC_HD bool eliminate(const Team& team, int h, int k, const double* __restr
 
 // Ridge read-out of Y, its LSD, and the jitter it took. With x the solution for columns of norm 1 and Lambda the
 // diagonal added to their correlation matrix, |Y - Zx|^2 = |Y|^2 - v'D^-1 v - x'Lambda x (v the eliminated right
-// sides): no term is larger than |Y|^2, so an ill-conditioned system costs the LSD no digits. NaN in *s.lsd says that
-// something was not finite. `a`: solve_work_size doubles.
+// sides): no term is larger than |Y|^2. A pivot D_i is known to some times 4 h epsilon, the floor of those accepted:
+// what it explains counts only by the part 1 - 32 h epsilon / D_i, so that rounding seldom makes a try look better than
+// it is.
+// NaN in *s.lsd says that something was not finite. `a`: solve_work_size doubles.
 template <class Team>
 PLATONIC_HD void solve_readout(const Team& team, int h, int k, const double* __restrict__ sums, const double* shift,
                                double weight_sum, double y_square, const NarrowRule& rule, const Stats& s,
@@ -151,11 +153,12 @@ PLATONIC_HD void solve_readout(const Team& team, int h, int k, const double* __r
         team.sync();
         return;
     }
-    // explained[i] = v_i'v_i / D_i; then back substitution by columns, the solution replacing the right sides.
+    // explained[i] = v_i'v_i / D_i, as far as it is certain; then back substitution by columns, the solution replacing the right sides.
     for (int i = team.y * team.nx + team.x; i < h; i += team.nx * team.ny) {
         double total = 0.0;
         for (int r = 0; r < k; ++r) total += a[i * ld + h + r] * a[i * ld + h + r];
-        explained[i] = total / a[i * ld + i];
+        const double pivot = a[i * ld + i], certain = 1.0 - 8 * floor / pivot;
+        explained[i] = certain > 0.0 ? total / pivot * certain : 0.0;
     }
     team.sync();
     for (int c = h - 1; c >= 0; --c) {
