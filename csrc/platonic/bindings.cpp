@@ -152,7 +152,8 @@ void bind_sorted_pca(py::module_& m) {
         "centred_product",
         [joined](bool is_double, int64_t rows, int64_t columns, int64_t row_stride, uintptr_t x, uintptr_t y,
                  int64_t targets, uintptr_t row_weight, uintptr_t shift, uintptr_t vectors, int64_t count,
-                 uintptr_t dots, uintptr_t product, uintptr_t sums, uintptr_t scratch, int device, int threads, uintptr_t stream) {
+                 uintptr_t dots, uintptr_t product, uintptr_t sums, uintptr_t scratch, int device, int threads,
+                 uintptr_t stream) {
             const CentredProductArgs args{joined(is_double, rows, columns, row_stride, x, y, targets),
                                           reinterpret_cast<const void*>(row_weight),
                                           reinterpret_cast<const void*>(shift),

@@ -153,7 +153,8 @@ PLATONIC_HD void solve_readout(const Team& team, int h, int k, const double* __r
         team.sync();
         return;
     }
-    // explained[i] = v_i'v_i / D_i, as far as it is certain; then back substitution by columns, the solution replacing the right sides.
+    // explained[i] = v_i'v_i / D_i, as far as it is certain; then back substitution by columns, the solution replacing
+    // the right sides.
     for (int i = team.y * team.nx + team.x; i < h; i += team.nx * team.ny) {
         double total = 0.0;
         for (int r = 0; r < k; ++r) total += a[i * ld + h + r] * a[i * ld + h + r];
