@@ -9,6 +9,7 @@ import torch
 from platonic import network
 from platonic.activations import ACTIVATIONS, resolve_activation
 from platonic.datasets import make_sine
+from platonic.narrow import fit_narrow
 from platonic.network import FitOptions, LayerPlan, fit_network, with_output_scale
 from platonic.readout import ReadoutOptions
 from platonic.targets import TargetOptions
@@ -58,6 +59,26 @@ def test_absolute_scaling_is_figure_7_3(solver, alpha, beta):
         # hidden layers of 16 smooth units have condition numbers near 1e8; errors of one layer move the next one's units
         torch.testing.assert_close(got.readout.fitted, want, rtol=0, atol=1e-5)
         torch.testing.assert_close(got.network.output(torch.tensor(X)), got.readout.fitted, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_native_call_for_deep_thin_networks_is_the_same_method(monkeypatch, weighted):
+    """The same draws through the layer walk and through fit_narrow: records and outputs agree."""
+    X, Y = sine(400)
+    w = torch.from_numpy(np.random.default_rng(0).uniform(0.5, 2, 400)) if weighted else None
+    arguments = (torch.tensor(X), torch.tensor(Y), None, w, plans((6,) * 8, "random"), options(0.3, 3.0, n_tries=2))
+    walked = fit_network(*arguments, np.random.default_rng(1))
+    monkeypatch.setattr(network, "DEEP_LAYERS", 8)
+    called = []
+    monkeypatch.setattr(network, "fit_narrow", lambda *a, **o: called.append(1) or fit_narrow(*a, **o))
+    native = fit_network(*arguments, np.random.default_rng(1))
+    assert called
+    assert [r.lsd for r in native.records] == pytest.approx([r.lsd for r in walked.records], rel=1e-5)
+    assert [r.score for r in native.records] == pytest.approx([r.score for r in walked.records], rel=1e-5)
+    torch.testing.assert_close(
+        native.network.output(torch.tensor(X)), walked.network.output(torch.tensor(X)), rtol=0, atol=1e-4
+    )
+    torch.testing.assert_close(native.network.output(torch.tensor(X)), native.readout.fitted, rtol=0, atol=1e-9)
 
 
 def test_tries_keep_the_lowest_least_squares_distance():
