@@ -80,7 +80,7 @@ def table_7_3(data: Dataset, shapes: Sequence[tuple[int, ...]], seeds: int) -> l
 
 
 def table_7_2(data: Dataset, widths: Sequence[int], seeds: int) -> list[dict]:
-    """One hidden layer by each method, with the thesis's literal settings."""
+    """One hidden layer by each method, under relative scaling."""
     rows = []
     for method, (train, test) in TABLE_7_2.items():
         for width, *thesis in zip(WIDTHS, train, test, strict=True):

@@ -32,13 +32,15 @@ PARAMETERS = """
         Scale of the pre-activations: with relative scaling their standard deviation, with absolute scaling the factor
         of [Z | beta Y].
     beta : float, default=10.0
-        Weight of the targets beside the layer's input; 'auto' draws it per unit, log-normally around this value.
+        Weight of the targets beside the layer's input; 'auto' draws it per unit, log-normally around this value. Relative
+        scaling: 'platonic_pca' takes its components from standardised columns whatever beta is.
     n_tries : int or None, default=None
         'random', 'pairs' and 'elm': how many draws of a whole layer are tried, the one with the least squares distance
         kept (None: 1). 'auto': candidates per unit (None: 4, and at least 256 a layer; 1: no selection).
     l2 : float or 'loo', default='loo'
         Ridge penalty. Relative scaling: in units of total weight times squared scale of a column. 'loo' chooses a power
-        of ten for each layer by exact leave-one-out error.
+        of ten for each layer by exact leave-one-out error. The first layer's target of 'random' and 'platonic_pca' is then
+        fitted under a fixed relative penalty of 3 mean variances instead.
     solver : {'cholesky', 'eig', 'svd', 'pinv', 'lstsq'}, default='cholesky'
         See :mod:`platonic.solvers`. All factorise in float64.
     tol : float or None, default=None

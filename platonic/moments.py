@@ -93,11 +93,12 @@ def _by_blas(Z: Tensor, Y: Tensor, weights: Tensor | None) -> Moments:
     yy = torch.zeros(k, k, dtype=torch.float64, device=Z.device)
     sum_z = torch.zeros(p, dtype=torch.float64, device=Z.device)
     sum_y = torch.zeros(k, dtype=torch.float64, device=Z.device)
-    width = -(-p // max(1, round(p / _BLOCK)))
+    width = max(1, -(-p // max(1, round(p / _BLOCK))))
+    buffer = empty_rows(min(m, _CHUNK), p, Z)
     for start in range(0, m, _CHUNK):
         rows = slice(start, start + _CHUNK)
         y = Y[rows] - shift_y
-        z = torch.sub(Z[rows], shift_z, out=empty_rows(len(y), p, Z))
+        z = torch.sub(Z[rows], shift_z, out=buffer[: len(y)])
         if weights is None:
             wz, wy = z, y
         else:
@@ -109,12 +110,12 @@ def _by_blas(Z: Tensor, Y: Tensor, weights: Tensor | None) -> Moments:
         yy += wy.T @ y
         sum_z += wz.sum(0, dtype=torch.float64)
         sum_y += wy.sum(0, dtype=torch.float64)
+    zz -= torch.outer(sum_z, sum_z / total)
     for left in range(0, p, width):
         right = min(p, left + width)
         corner = zz[left:right, left:right]
         corner.copy_((corner + corner.T) / 2)
         zz[right:, left:right] = zz[left:right, right:].T
-    zz -= torch.outer(sum_z, sum_z / total)
     zy -= torch.outer(sum_z, sum_y / total)
     yy -= torch.outer(sum_y, sum_y / total)
     return Moments(zz, zy, yy, shift_z.double() + sum_z / total, shift_y.double() + sum_y / total, total)

@@ -39,7 +39,8 @@ class NarrowNetwork:
         Its intercept.
     lsd : array, (n_layers + 1,)
         Least squares distance ||Y - read-out of Z_i||_F^2 / m (with sample weights: weighted, over their sum) on the
-        training data; entry 0 belongs to the input.
+        training data; entry 0 belongs to the input. Where columns are nearly dependent, what pivots close to rounding
+        explain is not counted (1 - 32 width eps / pivot of it is), so it can be too high there, and seldom too low.
     jitter : array, (n_layers + 1,)
         What had to be added to the unit diagonal of the equations behind that LSD to factor them: 0 except where the
         representation was rank-deficient to rounding.

@@ -66,7 +66,7 @@ class _Rows:
         rows = vectors.T.to(self.x.device, self.x.dtype).contiguous()
         first = self.passes == 0
         dots, product, sums = _ops.centred_product(self.x, self.shift, rows, self.y, self.weight, sums=first)
-        if not torch.isfinite(sums if first else product).all():
+        if not (torch.isfinite(product).all() and torch.isfinite(sums).all()):
             raise ValueError("expected finite numbers, got NaN or infinity (or sums that overflow)")
         self.passes += 1
         self.dots = [*self.dots, dots] if self.passes <= _KEPT_PASSES else []
@@ -229,7 +229,8 @@ def _leading(rows: _Rows, tol: float, max_passes: int) -> _Ritz:
     step = rows.x.shape[0] // _SAMPLE_ROWS
     if step >= 4 and (sample := rows.every(step)).total > 0:
         model = _sample_model(sample, start, rows.total / sample.total)
-        start = model.vectors[:, :_LEADING]
+        # a little of the random start: the sample may know nothing of a direction that matters
+        start = model.vectors[:, :_LEADING] + 1e-3 * start / torch.linalg.vector_norm(start, dim=0)
     return _iterate(rows, start, model, tol, max_passes)
 
 
@@ -269,7 +270,7 @@ def first_component(
     matrix is formed and decomposed. Above, each pass reads the rows once and multiplies up to 4 vectors; 2,048 evenly
     spaced rows give the first ones and, as long as that converges fast, the next (generalised Davidson method with the
     sample's second moments; then the block Lanczos method). float64 whatever the data's dtype, except that products of
-    float32 rows are summed in float32 over 512 rows at a time.
+    float32 rows are summed in float32 over 512 rows at a time (and inner products of float32 rows are float32).
 
     Parameters
     ----------

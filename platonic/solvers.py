@@ -173,12 +173,17 @@ def solve_ridge(
 
 def solve_moments(zz: Tensor, penalty: Tensor, right: Tensor) -> Tensor:
     """``(zz + diag(penalty))^-1 right`` for a centred Gram matrix, by Cholesky with the jitter of :func:`_factor`."""
+    return factor_moments(zz, penalty)(right)
+
+
+def factor_moments(zz: Tensor, penalty: Tensor) -> Callable[[Tensor], Tensor]:
+    """:func:`solve_moments` as a function of the right-hand sides; the matrix is factored once."""
     dead = (zz.diagonal() + penalty) <= 0
     scale = torch.where(dead, 1.0, zz.diagonal() + penalty).sqrt()
     gram = (zz + torch.diag(penalty)) / scale[:, None] / scale
     gram.diagonal().add_(dead.double())
     factor, _, _ = _factor(gram, torch.finfo(torch.float64).eps)
-    return torch.cholesky_solve(right / scale[:, None], factor) / scale[:, None]
+    return lambda right: torch.cholesky_solve(right / scale[:, None], factor) / scale[:, None]
 
 
 def _with_intercept(problem: Problem, coef: Tensor, rank: int, jitter: float = 0.0) -> Solution:

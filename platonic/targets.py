@@ -7,7 +7,8 @@ of Y from Z.
 *Equation 7.2.* The target A P with A = alpha [1 Z | beta Y] lies in the span of [1 Z] except for its part in Y, so its
 least squares fit is W = alpha (P_Z + beta B P_Y): only the k right-hand sides in B are ever solved for, and a further P
 costs products. With l2 > 0 the literal ridge fit also shrinks P_Z: absolute scaling does so, relative scaling penalises
-the distance to P_Z instead of to 0 and keeps it. The constant column belongs to A, as in the thesis's figure 7.3: its
+the distance to P_Z instead of to 0 and keeps it, but for the first layer, whose two terms are ridge fits under a fixed
+relative penalty (INPUT_L2). The constant column belongs to A, as in the thesis's figure 7.3: its
 row of P is the layer's spread of biases.
 
 *Scaling.* ``absolute`` takes alpha and beta literally. ``relative`` measures the columns of Z in units of their standard
@@ -30,7 +31,7 @@ from platonic.memory import empty_rows
 from platonic.pca import sorted_pca_rows
 from platonic.readout import Readout
 from platonic.sampling import RowSampler
-from platonic.solvers import solve_moments
+from platonic.solvers import factor_moments, solve_moments
 
 __all__ = ["DETERMINISTIC", "PROJECTIONS", "LayerInput", "TargetOptions", "Weights", "draw_candidates"]
 
@@ -111,13 +112,21 @@ class LayerInput:
         """(n, n), float64."""
         return self.readout.moments.zz / self.readout.moments.total
 
+    @cached_property
+    def input_ridge(self) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+        """Of the standardised input: zz (n, n), zy (n, k) and the solver of zz + INPUT_L2 mean(zz_ii) I, factored once."""
+        scale = self.location[1][:, None]
+        zz = self.covariance / scale / scale.T
+        penalty = (INPUT_L2 * zz.diagonal().mean()).clamp_min(torch.finfo(torch.float64).tiny).expand(len(zz))
+        return zz, self.readout.moments.zy / self.readout.moments.total / scale, factor_moments(zz, penalty)
+
 
 def input_scale(X: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
     """Mean and scale of each input column: its standard deviation, but at least a fixed fraction of its largest
     deviation, so that columns that are nearly always constant are not blown up; 1 for constant columns."""
     shift = X[:_BLOCK].mean(0)
     low, high = shift.clone(), shift.clone()
-    total = 0.0
+    total = float(len(X) if weights is None else weights.sum())
     first = torch.zeros(X.shape[1], dtype=torch.float64, device=X.device)
     second = torch.zeros_like(first)
     buffer = torch.empty_like(X[:_BLOCK])
@@ -128,7 +137,6 @@ def input_scale(X: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
         w = block.new_ones(len(block)) if weights is None else weights[start : start + _BLOCK].to(X.dtype)
         first += w @ centred
         second += w @ centred.square_()
-        total += float(w.sum())
     mean = shift.double() + first / total
     std = ((second - first.square() / total) / total).clamp_min(0).sqrt()
     farthest = torch.maximum(high.double() - mean, mean - low.double())
@@ -185,10 +193,8 @@ def _relative_terms(layer: LayerInput, p_z: Tensor, p_y: Tensor) -> tuple[Tensor
     if not layer.first:
         z, y = p_z / scale[:, None], layer.readout.solution.coef @ p_y
     else:
-        zz = layer.covariance / scale[:, None] / scale
-        zy = layer.readout.moments.zy / layer.readout.moments.total / scale[:, None]
-        penalty = (INPUT_L2 * zz.diagonal().mean()).clamp_min(torch.finfo(torch.float64).tiny).expand(len(zz))
-        both = solve_moments(zz, penalty, torch.cat([zz @ p_z, zy @ p_y], 1)) / scale[:, None]
+        zz, zy, solve = layer.input_ridge
+        both = solve(torch.cat([zz @ p_z, zy @ p_y], 1)) / scale[:, None]
         z, y = both[:, : p_z.shape[1]], both[:, p_z.shape[1] :]
     return _unit_output(z, layer.covariance), _unit_output(y, layer.covariance)
 
@@ -222,14 +228,21 @@ def project_platonic_pca(layer: LayerInput, width: int, rng: np.random.Generator
         zz, zy, yy = zz / z_scale[:, None] / z_scale, zy / z_scale[:, None] / y_scale, yy / y_scale[:, None] / y_scale
     else:
         zy, yy = options.beta * zy, options.beta**2 * yy
-    variances, P = torch.linalg.eigh(torch.cat([torch.cat([zz, zy], 1), torch.cat([zy.T, yy], 1)]))
+    joint = torch.cat([torch.cat([zz, zy], 1), torch.cat([zy.T, yy], 1)])
+    variances, P = torch.linalg.eigh(joint)
     variances, P = variances.flip(0)[:width], P.flip(1)[:, :width]
     P = P * torch.sign(torch.gather(P, 0, P.abs().argmax(0, keepdim=True)))
-    noise = max((n + k) * torch.finfo(torch.float64).eps, 8 * torch.finfo(layer.Z.dtype).eps)
-    P = torch.where(variances > noise * variances[0], P, 0.0)
+    eps = torch.finfo(layer.Z.dtype).eps
+    noise = 8 * eps * (P.square() * joint.diagonal()[:, None]).sum(0)  # of products in the dtype of Z
+    noise += (n + k) * torch.finfo(torch.float64).eps * variances[0]  # of the decomposition
+    P = torch.where(variances > noise, P, 0.0)
     if not options.relative:
         return combine_absolute(layer, torch.zeros(width, dtype=torch.float64, device=P.device), P[:n], P[n:])
     mean, _ = layer.location
+    # a part of a component that is rounding must not be blown up to unit variance
+    parts = torch.linalg.vector_norm(P[:n], dim=0), torch.linalg.vector_norm(P[n:], dim=0)
+    least = max(1e-10, 1e3 * eps)
+    P = torch.cat([torch.where(parts[0] > least, P[:n], 0.0), torch.where(parts[1] > least, P[n:], 0.0)])
     z_term, y_term = _relative_terms(layer, P[:n], P[n:] / _positive_root(moments.yy.diagonal())[:, None])
     weight = options.alpha * _unit_output(z_term + options.beta * y_term, layer.covariance)
     return Weights(weight, -(mean @ weight))
@@ -377,7 +390,8 @@ def draw_candidates(
     Parameters
     ----------
     rows : Tensor or None
-        (r,), int64: equally weighted rows in canonical order; None means all rows, weighted by `row_weights`.
+        (r,), int64: equally weighted rows, in an order that their contents decide; None means all rows, weighted by
+        `row_weights`.
     """
     options, device = layer.options, layer.Z.device
     Z = layer.Z if rows is None else layer.Z[rows]

@@ -57,7 +57,9 @@ def test_direction_and_samples(isa, device, dtype, m, p):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("kind", ["misleading sample", "heavy tails", "low rank", "close values", "rank 1"])
+@pytest.mark.parametrize(
+    "kind", ["misleading sample", "blind sample", "heavy tails", "low rank", "close values", "rank 1"]
+)
 def test_hard_spectra(kind, dtype):
     """What the evenly spaced rows suggest may be wrong, useless or all there is."""
     rng = np.random.default_rng(0)
@@ -65,6 +67,11 @@ def test_hard_spectra(kind, dtype):
     if kind == "misleading sample":  # every fourth row, which is the sample, varies along another axis
         X = rng.normal(size=(m, p)) * np.where(np.arange(p) == 3, 5.0, 1.0)
         X[::4] = rng.normal(size=(len(X[::4]), p)) * np.where(np.arange(p) == 7, 8.0, 0.1)
+    elif kind == "blind sample":  # of rank 3, and without any correlation with what varies most
+        X = np.zeros((m, p))
+        X[:, 100:] = rng.normal(size=(m, 100)) * np.where(np.arange(100) == 3, 5.0, 1.0)
+        X[::4] = 0
+        X[::4, :100] = rng.normal(size=(len(X[::4]), 3)) @ rng.normal(size=(3, 100)) * 0.1
     elif kind == "heavy tails":
         X = rng.standard_t(2.5, size=(m, p)) * np.linspace(1, 0.3, p)
     elif kind == "low rank":
@@ -232,6 +239,7 @@ def test_kinds_of_arrays():
         (np.ones((0, 2)), 1, {}, "samples, features"),
         (np.full((5, 2), np.nan), 1, {}, "finite"),
         (np.full((5, 200), np.inf), 1, {}, "finite"),
+        (np.random.default_rng(0).normal(size=(1000, 200)).astype(np.float32) * 1e25, 1, {}, "overflow"),
         (np.ones((5, 2)), 1, {"y": np.ones(4)}, "y of 5 rows"),
         (np.ones((5, 2)), 1, {"y": np.full(5, np.nan)}, "finite"),
         (np.ones((5, 2)), 1, {"sample_weight": np.ones(4)}, "sample_weight of shape"),

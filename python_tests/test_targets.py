@@ -191,6 +191,14 @@ def test_components_along_which_nothing_varies_are_zero(dtype, relative):
     assert (weight[:, 6:] == 0).all()
 
 
+def test_a_large_beta_leaves_components_of_float32_data():
+    """Directions of Z count by their own size, however large the variance of beta Y is."""
+    Z, Y = (a.astype(np.float32) for a in draw(m=300))
+    layer = make_layer(Z, Y, beta=1e4)
+    weight = PROJECTIONS["platonic_pca"](layer, 8, np.random.default_rng(0)).weight
+    assert weight.abs().amax(0).min() > 0
+
+
 @pytest.mark.parametrize("relative", [False, True])
 def test_sorted_pca_weights_are_centred_samples(relative):
     Z, Y = draw(m=60)
