@@ -15,7 +15,7 @@ from torch import Tensor
 
 from platonic._ops import NARROW_MAX_WIDTH
 from platonic.activations import Activation
-from platonic.memory import empty_rows
+from platonic.memory import empty_rows, rows_together
 from platonic.narrow import fit_narrow
 from platonic.readout import LooRows, Readout, ReadoutOptions, fit_readout
 from platonic.sampling import RowSampler
@@ -350,7 +350,8 @@ def _apply(
     dtype = layer.Z.dtype
     weight, bias = found.weight.to(dtype), found.bias.to(dtype)
     Z = empty_rows(len(layer.Z), plan.width, layer.Z)
-    for some, out in zip(layer.Z.split(_BLOCK), Z.split(_BLOCK), strict=True):
+    block = rows_together(_BLOCK, Z)
+    for some, out in zip(layer.Z.split(block), Z.split(block), strict=True):
         out.copy_(plan.activation.apply_(torch.addmm(bias, some, weight, out=out)))
     return Z, fit_readout(Z, rows.Y, rows.weights, options.readout, rows.loo)
 

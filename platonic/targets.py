@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from platonic.memory import empty_rows
+from platonic.memory import empty_rows, rows_together
 from platonic.pca import sorted_pca_rows
 from platonic.readout import Readout
 from platonic.sampling import RowSampler
@@ -129,12 +129,13 @@ def input_scale(X: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
     total = float(len(X) if weights is None else weights.sum())
     first = torch.zeros(X.shape[1], dtype=torch.float64, device=X.device)
     second = torch.zeros_like(first)
-    buffer = torch.empty_like(X[:_BLOCK])
-    for start in range(0, len(X), _BLOCK):  # blocks that stay in cache: one pass over X for all four
-        block = X[start : start + _BLOCK]
+    size = rows_together(_BLOCK, X)
+    buffer = torch.empty_like(X[:size])
+    for start in range(0, len(X), size):  # blocks that stay in cache: one pass over X for all four
+        block = X[start : start + size]
         low, high = torch.minimum(low, block.amin(0)), torch.maximum(high, block.amax(0))
         centred = torch.sub(block, shift, out=buffer[: len(block)])
-        w = block.new_ones(len(block)) if weights is None else weights[start : start + _BLOCK].to(X.dtype)
+        w = block.new_ones(len(block)) if weights is None else weights[start : start + size].to(X.dtype)
         first += w @ centred
         second += w @ centred.square_()
     mean = shift.double() + first / total
@@ -303,9 +304,10 @@ def draw_pair_weights(
     first, second = (index.to(layer.Z.device) for index in layer.sampler().draw_pairs(uniforms))
     if choices > 1:
         scale = layer.location[1].to(layer.Z.dtype)
+        size = rows_together(_BLOCK, layer.Z)
         steepness = torch.cat([
             _steepness(layer, one, other, scale)
-            for one, other in zip(first.split(_BLOCK), second.split(_BLOCK), strict=True)
+            for one, other in zip(first.split(size), second.split(size), strict=True)
         ])  # fmt: skip
         chosen = steepness.view(choices, count).argmax(0) * count + torch.arange(count, device=first.device)
         first, second = first[chosen], second[chosen]
@@ -350,8 +352,9 @@ def _unit_factor(H: Tensor, row_weights: Tensor | None) -> Tensor:
     w = torch.ones(len(H), dtype=H.dtype, device=H.device) if row_weights is None else row_weights.to(H.dtype)
     mean = (w @ H) / w.sum()
     variance = torch.zeros_like(mean)
-    buffer = torch.empty_like(H[:_BLOCK])
-    for rows, row_weight in zip(H.split(_BLOCK), w.split(_BLOCK), strict=True):
+    size = rows_together(_BLOCK, H)
+    buffer = torch.empty_like(H[:size])
+    for rows, row_weight in zip(H.split(size), w.split(size), strict=True):
         variance += row_weight @ torch.sub(rows, mean, out=buffer[: len(rows)]).square_()
     std = (variance / w.sum()).double().sqrt()
     return torch.where(std > 1e-9 * std.max(), 1 / std.clamp_min(torch.finfo(torch.float64).tiny), 0.0)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oracles import repeated
+from platonic import moments as moments_module
 from platonic.moments import compute_moments, merge_moments
 
 FIELDS = ("zz", "zy", "yy", "mean_z", "mean_y")
@@ -111,3 +112,25 @@ def test_overflow_is_an_error():
     Z[0] = -1e200
     with pytest.raises(ValueError, match=r"overflowed.*Scale X, or lower alpha or beta"):
         compute_moments(Z, torch.zeros(4, 1, dtype=torch.float64), None)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("m", "p", "k"), [(1, 1, 1), (99, 7, 2), (100, 9, 1), (257, 23, 3), (50, 0, 2)])
+def test_blocked_products(monkeypatch, m, p, k, weighted, dtype):
+    """The path of wide representations, with blocks of few columns and rows: exact, and symmetric to the last bit."""
+    monkeypatch.setattr(moments_module, "_BLOCK", 4)
+    monkeypatch.setattr(moments_module, "_CHUNK", 50)
+    rng = np.random.default_rng(0)
+    Z, Y = (rng.standard_normal((m, p)) + 3).astype(dtype), rng.standard_normal((m, k)).astype(dtype)
+    w = rng.uniform(0.5, 2, m) if weighted else np.ones(m)
+    got = moments_module._by_blas(torch.tensor(Z), torch.tensor(Y), torch.tensor(w) if weighted else None)
+    V = np.hstack([Z, Y]).astype(np.float64)
+    mean = w @ V / w.sum()
+    want = (V - mean).T @ (w[:, None] * (V - mean))
+    tolerance = 200 * np.finfo(dtype).eps * m
+    np.testing.assert_allclose(got.zz, want[:p, :p], rtol=0, atol=tolerance)
+    np.testing.assert_allclose(got.zy, want[:p, p:], rtol=0, atol=tolerance)
+    np.testing.assert_allclose(got.yy, want[p:, p:], rtol=0, atol=tolerance)
+    np.testing.assert_allclose(np.concatenate([got.mean_z, got.mean_y]), mean, rtol=0, atol=tolerance)
+    assert torch.equal(got.zz, got.zz.T)
