@@ -16,7 +16,8 @@ __all__ = ["Component", "first_component", "sorted_pca", "sorted_pca_rows"]
 
 _EXACT_WIDTH = 128  # up to here the whole second-moment matrix costs no more than a few passes
 _MATRIX_WIDTH = 4096  # up to here second-moment matrices are formed where that helps
-_LEADING = 4  # Ritz vectors that are followed; the first pass multiplies as many
+_LEADING = 4  # Ritz vectors that are followed; without a sample the first pass multiplies as many
+_GUIDED = 3  # vectors of the first pass where a sample leads it: the fourth costs more than it brings
 _CORRECTIONS = 2  # vectors multiplied in a pass that follows the sample's model
 _PROGRESS = 0.25  # a pass that leaves more of the error than this is the last to follow it
 _SAMPLE_ROWS = 2048  # evenly spaced rows that give the start vectors and the model
@@ -77,9 +78,11 @@ class _Rows:
         return product.cpu().T - self.total * torch.outer(self.delta, self.delta @ vectors)
 
     def every(self, step: int) -> _Rows:
-        """Rows 0, step, 2 step, ..."""
-        y, weight = (None if t is None else t[::step].contiguous() for t in (self.y, self.weight))
-        return _Rows(self.x[::step].contiguous(), y, weight)
+        """Rows 0, step, 2 step, ..., in float32 about the shift: they only guide what the exact products decide."""
+        x_shift, y_shift = self.shift.split([self.x.shape[1], self.width - self.x.shape[1]])
+        x = (self.x[::step] - x_shift).float()
+        y = None if self.y is None else (self.y[::step] - y_shift).float()
+        return _Rows(x, y, None if self.weight is None else self.weight[::step].float())
 
     def trace(self) -> float:
         """Of C, roughly: from every eighth row, about the mean that the last product left."""
@@ -230,7 +233,8 @@ def _leading(rows: _Rows, tol: float, max_passes: int) -> _Ritz:
     if step >= 4 and (sample := rows.every(step)).total > 0:
         model = _sample_model(sample, start, rows.total / sample.total)
         # a little of the random start: the sample may know nothing of a direction that matters
-        start = model.vectors[:, :_LEADING] + 1e-3 * start / torch.linalg.vector_norm(start, dim=0)
+        start = start[:, :_GUIDED] / torch.linalg.vector_norm(start[:, :_GUIDED], dim=0)
+        start = model.vectors[:, :_GUIDED] + 1e-3 * start
     return _iterate(rows, start, model, tol, max_passes)
 
 
