@@ -23,6 +23,8 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
+# Rooms whose results are specified operation by operation: products and sums must not be contracted to one rounding.
+STRICT_ROOMS = ("weight_compression",)
 DEFAULT_CUDA_ARCHS = (80, 90, 100)
 ISA_FLAGS = {
     "scalar": "",
@@ -131,7 +133,7 @@ def ninja_file(target: Path, work: Path, cxx: str, cuda: Cuda | None, version: s
     lines = [
         "ninja_required_version = 1.5",
         "rule cxx",
-        f"  command = {cxx} {host} {defines} {includes} $isa -MMD -MF $out.d -c $in -o $out",
+        f"  command = {cxx} {host} {defines} {includes} $isa $contract -MMD -MF $out.d -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
         "  description = c++ $out",
@@ -144,18 +146,19 @@ def ninja_file(target: Path, work: Path, cxx: str, cuda: Cuda | None, version: s
         lines += [
             "rule nvcc",
             f"  command = {cuda.nvcc} -O3 -std=c++17 {cuda.gencode()}{werror} -Xcompiler "
-            f"-fPIC,-fvisibility=hidden,-Wall -DPLATONIC_CUDA -I{CSRC} -MD -MF $out.d -c $in -o $out",
+            f"-fPIC,-fvisibility=hidden,-Wall -DPLATONIC_CUDA -I{CSRC} $contract -MD -MF $out.d -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
             "  description = nvcc $out",
         ]
     objects = []
 
-    def add(rule: str, source: Path, suffix: str = "", **variables: str) -> None:
+    def add(rule: str, source: Path, suffix: str = "", isa: str = "") -> None:
         out = work / (str(source.relative_to(CSRC)).replace(os.sep, "_") + suffix + ".o")
         objects.append(out)
-        lines.append(f"build {out}: {rule} {source}")
-        lines.extend(f"  {name} = {value}" for name, value in variables.items())
+        strict = source.relative_to(CSRC).parts[0] in STRICT_ROOMS
+        contract = ("-ffp-contract=off" if rule == "cxx" else "-fmad=false") if strict else ""
+        lines.extend([f"build {out}: {rule} {source}", f"  isa = {isa}", f"  contract = {contract}"])
 
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     for source in sorted(CSRC.rglob("*.cpp")):

@@ -10,6 +10,7 @@ namespace py = pybind11;
 
 namespace platonic {
 void bind_platonic(py::module_& m);
+void bind_weight_compression(py::module_& m);
 }  // namespace platonic
 
 #define PLATONIC_STRINGIFY_(...) #__VA_ARGS__
@@ -31,4 +32,6 @@ PYBIND11_MODULE(_C, m) {
 
     py::module_ room = m.def_submodule("platonic", "Closed-form fitting of multilayer perceptrons.");
     platonic::bind_platonic(room);
+    py::module_ codec = m.def_submodule("weight_compression", "Entropy-coded quantised weights.");
+    platonic::bind_weight_compression(codec);
 }

@@ -1,14 +1,12 @@
-"""Large temporaries of *fit*, in huge pages where the system gives them."""
+"""Large temporaries of *fit*."""
 
 from __future__ import annotations
 
-import numpy as np
-import torch
 from torch import Tensor
 
-__all__ = ["empty_rows", "rows_together"]
+from platonic_core.memory import empty
 
-_NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
+__all__ = ["empty_rows", "rows_together"]
 
 
 def rows_together(most: int, like: Tensor) -> int:
@@ -17,10 +15,5 @@ def rows_together(most: int, like: Tensor) -> int:
 
 
 def empty_rows(rows: int, columns: int, like: Tensor) -> Tensor:
-    """An uninitialised matrix of the dtype and device of `like`.
-
-    NumPy asks Linux for huge pages, torch does not: touching 100 MB for the first time then takes 8 ms instead of 36.
-    """
-    if like.device.type != "cpu":
-        return torch.empty(rows, columns, dtype=like.dtype, device=like.device)
-    return torch.from_numpy(np.empty((rows, columns), _NUMPY[like.dtype]))
+    """An uninitialised matrix of the dtype and device of `like`."""
+    return empty((rows, columns), like.dtype, like.device)

@@ -7,6 +7,7 @@ cuda_version: str
 cuda_archs: str
 compiler: str
 platonic: Any
+weight_compression: Any
 
 def isa() -> str: ...
 def limit_isa(name: str) -> None: ...

@@ -1,0 +1,143 @@
+// Python's way into the kernels of this room. Pointers arrive as integers from weight_compression/_ops.py, the only
+// caller, which has checked dtypes, devices and layouts; nothing is checked again here. The GIL is released.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "weight_compression/code_lengths.h"
+#include "weight_compression/codec.h"
+#include "weight_compression/crc32c.h"
+#include "weight_compression/levels.h"
+
+namespace py = pybind11;
+
+namespace platonic {
+namespace {
+
+template <class T>
+T* pointer(uintptr_t address) {
+    return reinterpret_cast<T*>(address);
+}
+
+Values values(int dtype, int64_t n, uintptr_t x) { return {static_cast<DType>(dtype), pointer<const void>(x), n}; }
+
+Launch on_cpu(int threads) { return {-1, threads, nullptr}; }
+
+}  // namespace
+
+void bind_weight_compression(py::module_& m) {
+    m.attr("block_symbols") = block_symbols;
+    m.attr("max_levels") = max_levels;
+    m.attr("max_coded_levels") = max_coded_levels;
+    m.attr("max_block_bytes") = max_block_bytes;
+    m.def("coded_bytes_bound", &coded_bytes_bound, py::arg("n"), py::arg("bits"));
+    m.def("fixed_bits", &fixed_bits, py::arg("levels"));
+    m.def("fixed_bytes", &fixed_bytes, py::arg("n"), py::arg("bits"));
+    m.def("length_limit", &length_limit, py::arg("levels"));
+    m.def("levels_of_bits", &levels_of_bits, py::arg("bits"));
+    m.def("sample_runs", &sample_runs, py::arg("n"), py::arg("fraction"));
+    m.def("exact_log2", &exact_log2, py::arg("x"));
+    m.def("exact_exp2", &exact_exp2, py::arg("x"));
+    m.def(
+        "histogram_entropy",
+        [](const std::vector<int64_t>& counts) {
+            return histogram_entropy(counts.data(), static_cast<int64_t>(counts.size()));
+        },
+        py::arg("counts"));
+    m.def(
+        "value_range",
+        [](int dtype, int64_t n, uintptr_t x, int threads) {
+            Range range;
+            {
+                py::gil_scoped_release release;
+                range = cpu::value_range(values(dtype, n, x), on_cpu(threads));
+            }
+            return std::make_tuple(range.lo, range.hi, range.finite);
+        },
+        "(lo, hi, whether all are finite) of n >= 1 values.");
+    m.def(
+        "sample_counts",
+        [](int dtype, int64_t n, uintptr_t x, double lo, double hi, int64_t bins, double fraction) {
+            std::vector<int64_t> counts(bins);
+            cpu::sample_counts(values(dtype, n, x), lo, hi, bins, fraction, counts.data());
+            return counts;
+        },
+        "Histogram of the sample that the entropy is estimated from.");
+    m.def(
+        "symbol_counts",
+        [](int dtype, int64_t n, uintptr_t x, double lo, double hi, int64_t levels, uintptr_t counts, int threads) {
+            py::gil_scoped_release release;
+            cpu::symbol_counts(values(dtype, n, x), lo, hi, levels, pointer<int64_t>(counts), on_cpu(threads));
+        },
+        "counts[levels] of all symbols.");
+    m.def(
+        "code_lengths",
+        [](int64_t levels, uintptr_t counts, uintptr_t lengths) {
+            py::gil_scoped_release release;
+            code_lengths(pointer<const int64_t>(counts), levels, pointer<uint8_t>(lengths));
+        },
+        "lengths[levels] of the optimal code, none longer than length_limit(levels).");
+    m.def(
+        "is_complete_code",
+        [](int64_t levels, uintptr_t lengths) {
+            CanonicalCode code;
+            return make_canonical(pointer<const uint8_t>(lengths), levels, &code);
+        },
+        "Whether the sum of 2^-length is 1 and no length is over 14.");
+    m.def(
+        "pack_lengths",
+        [](int64_t levels, uintptr_t lengths) {
+            std::string bytes(levels / 2 + 1, '\0');
+            bytes.resize(pack_lengths(pointer<const uint8_t>(lengths), levels, reinterpret_cast<uint8_t*>(&bytes[0])));
+            return py::bytes(bytes);
+        },
+        "Code lengths as bytes of the payload.");
+    m.def(
+        "unpack_lengths",
+        [](const std::string& bytes, int64_t levels, uintptr_t lengths) {
+            return unpack_lengths(reinterpret_cast<const uint8_t*>(bytes.data()), static_cast<int64_t>(bytes.size()),
+                                  levels, pointer<uint8_t>(lengths));
+        },
+        "The inverse of pack_lengths; False if the bytes are not those of `levels` lengths.");
+    m.def(
+        "encode_blocks",
+        [](int dtype, int64_t n, uintptr_t x, double lo, double hi, int64_t levels, uintptr_t lengths, int bits,
+           uintptr_t out, uintptr_t table, int threads) {
+            py::gil_scoped_release release;
+            return cpu::encode_blocks(values(dtype, n, x), lo, hi, {levels, pointer<const uint8_t>(lengths), bits},
+                                      pointer<uint8_t>(out), pointer<BlockEntry>(table), on_cpu(threads));
+        },
+        "Writes blocks and their table; returns the blocks' bytes.");
+    m.def(
+        "decode_blocks",
+        [](uintptr_t data, int64_t size, uintptr_t table, int64_t n, double lo, double hi, int64_t levels,
+           uintptr_t lengths, int bits, int dtype, uintptr_t out, bool accumulate, double scale, bool check,
+           int threads) {
+            DecodeResult result;
+            {
+                py::gil_scoped_release release;
+                const Target target{static_cast<DType>(dtype), pointer<void>(out), accumulate, scale};
+                result =
+                    cpu::decode_blocks(pointer<const uint8_t>(data), size, pointer<const BlockEntry>(table), n, lo, hi,
+                                       {levels, pointer<const uint8_t>(lengths), bits}, target, check, on_cpu(threads));
+            }
+            return std::make_tuple(static_cast<int>(result.status), result.block);
+        },
+        "(0 ok, 1 checksum, 2 malformed; block).");
+    m.def(
+        "checksum_blocks",
+        [](uintptr_t data, int64_t size, int64_t block, uintptr_t table, int threads) {
+            py::gil_scoped_release release;
+            cpu::checksum_blocks(pointer<const uint8_t>(data), size, block, pointer<BlockEntry>(table),
+                                 on_cpu(threads));
+        },
+        "Block table of plain bytes.");
+    m.def(
+        "crc32c", [](uintptr_t data, int64_t size) { return crc32c(0, pointer<const uint8_t>(data), size); },
+        "CRC32C of bytes.");
+}
+
+}  // namespace platonic

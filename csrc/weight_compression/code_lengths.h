@@ -1,0 +1,99 @@
+// Code lengths of an optimal length-limited prefix code, and the canonical code that belongs to them.
+//
+// Canonical: codes ascend with (length, symbol); the first code of length 1 is 0. Lengths determine the code.
+#pragma once
+
+#include <cstdint>
+
+#include "common/launch.h"
+
+namespace platonic {
+
+constexpr int64_t max_coded_levels = 4096;  // more levels are packed with a fixed number of bits
+constexpr int max_code_length = 14;
+
+// The limit on code lengths for an alphabet of so many symbols. Measured on a Gaussian at 192 levels, over its entropy:
+// 11 bits 1.40 %, 12 1.01 %, 13 0.84 %, unlimited 0.70 %.
+PLATONIC_HD int length_limit(int64_t levels) { return levels <= 256 ? 13 : 14; }
+
+// lengths[s] of every symbol with counts[s] > 0, at least two of them, by package-merge with the limit
+// length_limit(levels); 0 for the others. Among equal weights the lower symbol counts as the smaller, and a symbol as
+// smaller than a package: that makes the lengths unique. `scratch` holds code_lengths_scratch(levels) elements.
+void code_lengths(const int64_t* counts, int64_t levels, uint8_t* lengths);
+
+// First canonical code and first rank (position among symbols sorted by length, then symbol) of every length.
+struct CanonicalCode {
+    int32_t first_code[max_code_length + 2];
+    int32_t first_rank[max_code_length + 2];
+    int32_t shortest, longest, used;
+};
+
+// From lengths <= max_code_length. False unless the code is complete (sum of 2^-length is 1).
+PLATONIC_HD bool make_canonical(const uint8_t* lengths, int64_t levels, CanonicalCode* code) {
+    int32_t count[max_code_length + 2] = {0};
+    for (int64_t s = 0; s < levels; ++s) {
+        if (lengths[s] > max_code_length) return false;
+        if (lengths[s] > 0) ++count[lengths[s]];
+    }
+    int32_t next = 0, rank = 0;
+    code->shortest = 0;
+    code->longest = 0;
+    for (int length = 1; length <= max_code_length; ++length) {
+        code->first_code[length] = next;
+        code->first_rank[length] = rank;
+        if (count[length] > 0) {
+            if (code->shortest == 0) code->shortest = length;
+            code->longest = length;
+        }
+        next += count[length];
+        rank += count[length];
+        if (next > (1 << length)) return false;
+        if (length < max_code_length) next <<= 1;
+    }
+    code->used = rank;
+    return rank >= 2 && next == (1 << max_code_length);
+}
+
+// ---- code lengths as bytes: nibbles, low half first. 0 to 14 is the length of the next symbol; 15, r stands for
+// r + 2 symbols of length 0. The last byte's high half may be 0 padding. ----
+
+// Bytes written for `levels` lengths; at most levels / 2 + 1.
+PLATONIC_HD int64_t pack_lengths(const uint8_t* lengths, int64_t levels, uint8_t* bytes) {
+    int64_t nibbles = 0;
+    for (int64_t s = 0; s < levels;) {
+        int64_t run = 0;
+        while (run < 17 && s + run < levels && lengths[s + run] == 0) ++run;
+        const int emit[2] = {run >= 2 ? 15 : lengths[s], static_cast<int>(run - 2)};
+        for (int k = 0; k < (run >= 2 ? 2 : 1); ++k, ++nibbles) {
+            if (nibbles % 2 == 0)
+                bytes[nibbles / 2] = static_cast<uint8_t>(emit[k]);
+            else
+                bytes[nibbles / 2] = static_cast<uint8_t>(bytes[nibbles / 2] | emit[k] << 4);
+        }
+        s += run >= 2 ? run : 1;
+    }
+    return (nibbles + 1) / 2;
+}
+
+// False unless exactly `size` bytes describe exactly `levels` lengths.
+PLATONIC_HD bool unpack_lengths(const uint8_t* bytes, int64_t size, int64_t levels, uint8_t* lengths) {
+    int64_t nibble = 0, s = 0;
+    while (s < levels) {
+        if (nibble >= 2 * size) return false;
+        const int value = bytes[nibble / 2] >> (4 * (nibble % 2)) & 15;
+        ++nibble;
+        if (value < 15) {
+            lengths[s++] = static_cast<uint8_t>(value);
+            continue;
+        }
+        if (nibble >= 2 * size) return false;
+        int64_t run = (bytes[nibble / 2] >> (4 * (nibble % 2)) & 15) + 2;
+        ++nibble;
+        if (run > levels - s) return false;
+        while (run-- > 0) lengths[s++] = 0;
+    }
+    if ((nibble + 1) / 2 != size) return false;
+    return nibble % 2 == 0 || bytes[nibble / 2] >> 4 == 0;
+}
+
+}  // namespace platonic

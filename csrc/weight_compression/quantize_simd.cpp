@@ -1,0 +1,313 @@
+// Ranges, symbols and their numbers, and values from symbols. Loops over plain arrays are left to the compiler's
+// vectoriser; what it cannot see (minima with NaN, counting) is written out.
+#include "weight_compression/quantize_simd.h"
+
+#include <cstring>
+
+#include "common/simd.h"
+
+#if defined(__AVX512BW__)
+// GCC 12 warns of operands that its own intrinsics leave unset.
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
+namespace platonic {
+namespace PLATONIC_ISA {
+namespace {
+
+// ---- 16-bit floating point, in integer operations: exact, and the same everywhere ----
+
+PLATONIC_INLINE float from_bits(uint32_t bits) {
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+PLATONIC_INLINE uint32_t to_bits(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return bits;
+}
+
+PLATONIC_INLINE float half_to_float(uint16_t h) {
+    const float magnitude = from_bits(static_cast<uint32_t>(h & 0x7fff) << 13) * 0x1p112f;
+    const uint32_t special = (h & 0x7c00) == 0x7c00 ? 0x7f800000u : 0u;
+    return from_bits(to_bits(magnitude) | special | static_cast<uint32_t>(h & 0x8000) << 16);
+}
+
+// Rounded to nearest, ties to even.
+PLATONIC_INLINE uint16_t float_to_half(float x) {
+    const uint32_t bits = to_bits(x) & 0x7fffffff, sign = to_bits(x) >> 16 & 0x8000;
+    const uint32_t normal = (bits + 0xfff + (bits >> 13 & 1) - (112u << 23)) >> 13;
+    const uint32_t small = to_bits(from_bits(bits) + 0.5f) - 0x3f000000u;
+    uint32_t half = bits < 0x38800000u ? small : normal;
+    half = bits >= 0x477ff000u ? 0x7c00u : half;
+    half = bits > 0x7f800000u ? 0x7e00u : half;
+    return static_cast<uint16_t>(half | sign);
+}
+
+PLATONIC_INLINE float bfloat_to_float(uint16_t b) { return from_bits(static_cast<uint32_t>(b) << 16); }
+
+PLATONIC_INLINE uint16_t float_to_bfloat(float x) {
+    const uint32_t bits = to_bits(x);
+    const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    return static_cast<uint16_t>((bits & 0x7fffffff) > 0x7f800000u ? (bits >> 16 | 0x40) : rounded);
+}
+
+constexpr int64_t chunk = 1024;
+
+// Up to `chunk` values of a 16-bit type as floats.
+void load_floats(const Values& x, int64_t first, int64_t count, float* out) {
+    const uint16_t* in = static_cast<const uint16_t*>(x.data) + first;
+    if (x.dtype == DType::float16)
+        for (int64_t i = 0; i < count; ++i) out[i] = half_to_float(in[i]);
+    else
+        for (int64_t i = 0; i < count; ++i) out[i] = bfloat_to_float(in[i]);
+}
+
+// ---- ranges ----
+
+template <class T>
+struct Bits;
+template <>
+struct Bits<float> {
+    typedef uint32_t type;
+    static constexpr uint32_t magnitude = 0x7fffffffu, infinity = 0x7f800000u;
+};
+template <>
+struct Bits<double> {
+    typedef uint64_t type;
+    static constexpr uint64_t magnitude = 0x7fffffffffffffffull, infinity = 0x7ff0000000000000ull;
+};
+
+template <class T>
+Range range_of(const T* x, int64_t count) {
+    typedef typename Bits<T>::type U;
+    typedef U vbits __attribute__((vector_size(PLATONIC_VECTOR_BYTES)));
+    constexpr int n = lanes<T>, chains = 4;
+    const T infinity = static_cast<T>(__builtin_inf());
+    vec_t<T> lo[chains], hi[chains];
+    vbits special[chains];
+    for (int c = 0; c < chains; ++c) {
+        lo[c] = splat<T>(infinity);
+        hi[c] = splat<T>(-infinity);
+        special[c] = vbits{};
+    }
+    const auto take = [&](int c, vec_t<T> v) {
+        lo[c] = min(v, lo[c]);  // the second operand where the first is NaN
+        hi[c] = max(v, hi[c]);
+        const vbits bits = (vbits)v & (vbits{} + Bits<T>::magnitude);
+        special[c] |= (vbits)(bits >= (vbits{} + Bits<T>::infinity));
+    };
+    int64_t i = 0;
+    for (; i + chains * n <= count; i += chains * n) {
+        __builtin_prefetch(x + i + 2048 / sizeof(T));
+        if (chains * n * sizeof(T) > 64) __builtin_prefetch(x + i + 2048 / sizeof(T) + 64 / sizeof(T));
+        if (chains * n * sizeof(T) > 128) {
+            __builtin_prefetch(x + i + 2048 / sizeof(T) + 128 / sizeof(T));
+            __builtin_prefetch(x + i + 2048 / sizeof(T) + 192 / sizeof(T));
+        }
+        for (int c = 0; c < chains; ++c) take(c, load<T>(x + i + c * n));
+    }
+    Range range{static_cast<double>(infinity), -static_cast<double>(infinity), true};
+    for (; i < count; ++i) {
+        const T v = x[i];
+        if (!(v - v == 0)) range.finite = false;
+        if (v < range.lo) range.lo = v;
+        if (v > range.hi) range.hi = v;
+    }
+    for (int c = 0; c < chains; ++c) {
+        for (int l = 0; l < n; ++l) {
+            if (lo[c][l] < range.lo) range.lo = lo[c][l];
+            if (hi[c][l] > range.hi) range.hi = hi[c][l];
+            if (special[c][l]) range.finite = false;
+        }
+    }
+    return range;
+}
+
+// ---- symbols ----
+
+template <class R, class Q>
+PLATONIC_INLINE void quantize_all(const Q& z, const R* x, int64_t count, uint16_t* symbols) {
+    for (int64_t i = 0; i < count; ++i)
+        symbols[i] = static_cast<uint16_t>(static_cast<int32_t>((x[i] * z.pre - z.low) * z.factor));
+}
+
+void count_plain(const uint16_t* symbols, int64_t count, int64_t* counts, int64_t levels, uint32_t* tables) {
+    // Four tables, so that runs of one symbol do not wait for each other.
+    uint32_t* t[4] = {tables, tables + levels, tables + 2 * levels, tables + 3 * levels};
+    int64_t i = 0;
+    for (; i + 4 <= count; i += 4)
+        for (int k = 0; k < 4; ++k) ++t[k][symbols[i + k]];
+    for (; i < count; ++i) ++t[0][symbols[i]];
+    (void)counts;
+}
+
+#if defined(__AVX512BW__)
+
+// Counts pairs: two symbols with one addition to memory, which is what bounds counting. Symbols i and i + 1 of 32
+// together index a table of pair_stride * levels 16-bit counters, which is folded into `counts` before it overflows.
+void count_pairs(const float* x, const Quantizer<float>& z, int64_t levels, int64_t count, int64_t* counts,
+                 uint16_t* pairs) {
+    constexpr int64_t batch = 512, fold_every = 126 * 1024;  // at most 65535 pairs between folds
+    // An odd number of cache lines a row: rows spread over all sets of the cache.
+    int64_t stride = (levels + 31) / 32 * 32;
+    if (stride % 64 == 0) stride += 32;
+    alignas(64) uint32_t index[batch / 2];
+    const __m512 low = _mm512_set1_ps(z.low), factor = _mm512_set1_ps(z.factor);
+    const __m512i weights = _mm512_set1_epi32(static_cast<int32_t>(1 | stride << 16));
+    for (int64_t begin = 0; begin < count; begin += fold_every) {
+        const int64_t end = begin + fold_every < count ? begin + fold_every : count;
+        for (int64_t i = begin; i < end; i += batch) {
+            const int64_t size = end - i < batch ? end - i : batch;
+            for (int64_t k = 0; k < size; k += 32) {
+                const __m512i a =
+                    _mm512_cvttps_epi32(_mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(x + i + k), low), factor));
+                const __m512i b =
+                    _mm512_cvttps_epi32(_mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(x + i + k + 16), low), factor));
+                _mm512_store_si512(index + k / 2, _mm512_madd_epi16(_mm512_packus_epi32(a, b), weights));
+            }
+            const float* ahead = x + i + 1024;
+            for (int64_t k = 0; k < size / 2; k += 16) {
+                __builtin_prefetch(ahead + 2 * k);
+                __builtin_prefetch(ahead + 2 * k + 16);
+#pragma GCC unroll 16
+                for (int j = 0; j < 16; ++j) ++pairs[index[k + j]];
+            }
+        }
+        alignas(64) uint32_t sums[pair_levels + 32] = {0};
+        for (int64_t row = 0; row < levels; ++row) {
+            uint16_t* counters = pairs + row * stride;
+            __m512i total = _mm512_setzero_si512();
+            for (int64_t c = 0; c < levels; c += 32) {
+                const __m512i v = _mm512_load_si512(counters + c);
+                const __m512i first = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(v));
+                const __m512i second = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(v, 1));
+                total = _mm512_add_epi32(total, _mm512_add_epi32(first, second));
+                _mm512_store_si512(sums + c, _mm512_add_epi32(_mm512_load_si512(sums + c), first));
+                _mm512_store_si512(sums + c + 16, _mm512_add_epi32(_mm512_load_si512(sums + c + 16), second));
+                _mm512_store_si512(counters + c, _mm512_setzero_si512());
+            }
+            counts[row] += _mm512_reduce_add_epi32(total);
+        }
+        for (int64_t s = 0; s < levels; ++s) counts[s] += sums[s];
+    }
+}
+
+#endif
+
+template <class R>
+PLATONIC_INLINE R value_of(const Dequantizer<R>& z, uint16_t q) {
+    return (z.first + z.step * static_cast<R>(static_cast<int32_t>(q))) * z.post;
+}
+
+}  // namespace
+
+Range value_range(const Values& x, int64_t first, int64_t count) {
+    Range range{0, 0, true};
+    if (x.dtype == DType::float32) {
+        range = range_of(static_cast<const float*>(x.data) + first, count);
+    } else if (x.dtype == DType::float64) {
+        range = range_of(static_cast<const double*>(x.data) + first, count);
+    } else {
+        float values[chunk];
+        for (int64_t i = 0; i < count; i += chunk) {
+            const int64_t size = count - i < chunk ? count - i : chunk;
+            load_floats(x, first + i, size, values);
+            const Range part = range_of(values, size);
+            if (i == 0 || part.lo < range.lo) range.lo = part.lo;
+            if (i == 0 || part.hi > range.hi) range.hi = part.hi;
+            range.finite = range.finite && part.finite;
+        }
+    }
+    range.lo = range.lo + 0.0;  // -0 becomes 0: which of them comes first must not show
+    range.hi = range.hi + 0.0;
+    return range;
+}
+
+void quantize_chunk(const Values& x, const Quantization& z, int64_t first, int64_t count, uint16_t* symbols) {
+    if (x.dtype == DType::float32)
+        return quantize_all(z.single, static_cast<const float*>(x.data) + first, count, symbols);
+    if (x.dtype == DType::float64)
+        return quantize_all(z.dual, static_cast<const double*>(x.data) + first, count, symbols);
+    float values[chunk];
+    for (int64_t i = 0; i < count; i += chunk) {
+        const int64_t size = count - i < chunk ? count - i : chunk;
+        load_floats(x, first + i, size, values);
+        quantize_all(z.single, values, size, symbols + i);
+    }
+}
+
+void count_symbols(const Values& x, const Quantization& z, int64_t first, int64_t count, int64_t* counts,
+                   uint8_t* counters) {
+    int64_t done = 0;
+#if defined(__AVX512BW__)
+    if (x.dtype == DType::float32 && z.single.pre == 1 && z.levels <= pair_levels) {
+        done = count / 32 * 32;
+        count_pairs(static_cast<const float*>(x.data) + first, z.single, z.levels, done, counts,
+                    reinterpret_cast<uint16_t*>(counters));
+    }
+#endif
+    // Four tables of 32-bit counters where they fit, else straight into `counts`.
+    const bool tables = 16 * z.levels <= counter_bytes;
+    uint32_t* table = reinterpret_cast<uint32_t*>(counters);
+    uint16_t symbols[chunk];
+    for (; done < count; done += chunk) {
+        const int64_t size = count - done < chunk ? count - done : chunk;
+        quantize_chunk(x, z, first + done, size, symbols);
+        if (tables)
+            count_plain(symbols, size, counts, z.levels, table);
+        else
+            for (int64_t i = 0; i < size; ++i) ++counts[symbols[i]];
+    }
+    if (tables) {
+        for (int64_t s = 0; s < z.levels; ++s) {
+            for (int t = 0; t < 4; ++t) {
+                counts[s] += table[t * z.levels + s];
+                table[t * z.levels + s] = 0;
+            }
+        }
+    }
+}
+
+void dequantize_chunk(const Target& out, const Dequantization& z, int64_t first, int64_t count,
+                      const uint16_t* symbols) {
+    if (out.dtype == DType::float64) {
+        double* y = static_cast<double*>(out.data) + first;
+        if (out.accumulate)
+            for (int64_t i = 0; i < count; ++i) y[i] = y[i] + out.scale * value_of(z.dual, symbols[i]);
+        else
+            for (int64_t i = 0; i < count; ++i) y[i] = value_of(z.dual, symbols[i]);
+        return;
+    }
+    const float scale = static_cast<float>(out.scale);
+    if (out.dtype == DType::float32) {
+        float* y = static_cast<float*>(out.data) + first;
+        if (out.accumulate)
+            for (int64_t i = 0; i < count; ++i) y[i] = y[i] + scale * value_of(z.single, symbols[i]);
+        else
+            for (int64_t i = 0; i < count; ++i) y[i] = value_of(z.single, symbols[i]);
+        return;
+    }
+    // A 16-bit target's value is rounded to the dtype before it is added, as if it had been stored.
+    uint16_t* y = static_cast<uint16_t*>(out.data) + first;
+    if (out.dtype == DType::float16) {
+        if (out.accumulate)
+            for (int64_t i = 0; i < count; ++i)
+                y[i] = float_to_half(half_to_float(y[i]) +
+                                     scale * half_to_float(float_to_half(value_of(z.single, symbols[i]))));
+        else
+            for (int64_t i = 0; i < count; ++i) y[i] = float_to_half(value_of(z.single, symbols[i]));
+    } else {
+        if (out.accumulate)
+            for (int64_t i = 0; i < count; ++i)
+                y[i] = float_to_bfloat(bfloat_to_float(y[i]) +
+                                       scale * bfloat_to_float(float_to_bfloat(value_of(z.single, symbols[i]))));
+        else
+            for (int64_t i = 0; i < count; ++i) y[i] = float_to_bfloat(value_of(z.single, symbols[i]));
+    }
+}
+
+}  // namespace PLATONIC_ISA
+}  // namespace platonic

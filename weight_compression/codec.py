@@ -1,0 +1,320 @@
+"""Step 1 of *compress*: from tensors to payloads and back.
+
+Which mode a tensor gets follows from its values and the configuration alone, and every step is specified operation by
+operation, so that equal tensors give equal bytes anywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import torch
+
+from platonic_core.memory import empty
+from weight_compression import _ops
+from weight_compression.config import CompressionConfig
+from weight_compression.entropy import choose_levels, sample_entropy
+from weight_compression.errors import BadChecksumError, BadCodeError, BadShapeError, NonFiniteError, SizeLimitError
+from weight_compression.payload import (
+    DTYPES,
+    RAW_BLOCK_BYTES,
+    Header,
+    Mode,
+    block_count,
+    header_size,
+    parse_header,
+    write_header,
+)
+
+__all__ = ["PayloadInfo", "compress", "compress_bound", "decompress", "payload_info"]
+
+Bytes: TypeAlias = torch.Tensor | np.ndarray | bytes | bytearray | memoryview
+
+DEFAULT_MAX_BYTES = 1 << 34
+
+
+def compress(tensor: torch.Tensor, config: CompressionConfig | None = None) -> torch.Tensor:
+    """A tensor's values, quantised by their entropy and Huffman coded, as bytes.
+
+    Algorithm 1 of the thesis (section 3.6): the levels are K = round(2^(H + c)) equal bins of [min, max] (see
+    :class:`CompressionConfig`); bin numbers are coded with the canonical Huffman code of their histogram. Of that code,
+    bin numbers of a fixed number of bits, a single value and the tensor as it is, the payload has what is smallest.
+
+    Every value w is decoded to a w' with \\|w - w'\\| <= (max - min) / (2 K), up to rounding in the tensor's dtype.
+
+    Parameters
+    ----------
+    tensor : torch.Tensor
+        Any shape, layout and dtype, on the CPU. float16, bfloat16, float32 and float64 are quantised, others kept as
+        they are.
+    config : CompressionConfig, optional
+
+    Returns
+    -------
+    torch.Tensor
+        uint8 [bytes], self-contained: :func:`decompress` needs nothing else.
+
+    Raises
+    ------
+    NonFiniteError
+        If there is NaN or infinity and ``config.nonfinite`` is 'raise'.
+    TypeError
+        If the dtype is not one that payloads can hold.
+
+    Examples
+    --------
+    >>> payload = compress(torch.linspace(-1, 1, 1000))
+    >>> float((decompress(payload) - torch.linspace(-1, 1, 1000)).abs().max()) <= payload_info(payload).error_bound
+    True
+    """
+    config = CompressionConfig() if config is None else config
+    if tensor.dtype not in DTYPES:
+        raise TypeError(f"expected one of {', '.join(map(str, DTYPES))}, got {tensor.dtype}")
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        raise TypeError(f"expected a dense tensor, got layout {tensor.layout}")
+    shape = tuple(tensor.shape)
+    x = tensor.detach().resolve_conj().resolve_neg().reshape(-1).contiguous()
+    if x.device.type != "cpu":
+        raise NotImplementedError(
+            f"compression runs on the CPU so far, got a tensor on {x.device}: move it with .cpu()"
+        )
+    if x.numel() == 0 or x.dtype not in _ops.DTYPE_CODES or config.lossless:
+        return _compress_raw(x, shape)
+    lo, hi, finite = _ops.value_range(x)
+    if not finite:
+        if config.nonfinite == "raise":
+            raise NonFiniteError(
+                "expected finite values, got NaN or infinity; nonfinite='raw' stores such tensors exactly"
+            )
+        return _compress_raw(x, shape)
+    if lo == hi:
+        header = write_header(
+            Mode.CONSTANT, x.dtype, shape, np.empty((0, 2), np.uint32), value=_raw_bytes(x[:1]).tobytes()
+        )
+        return torch.from_numpy(header.copy())
+    entropy = sample_entropy(x, lo, hi, config.entropy_bits, config.sample_fraction)
+    levels = choose_levels(config, lo, hi, entropy)
+    if levels is None:
+        return _compress_raw(x, shape)
+    return _compress_quantised(x, shape, lo, hi, levels, entropy)
+
+
+def compress_bound(numel: int, dtype: torch.dtype = torch.float32, dimensions: int = 64) -> int:
+    """No payload of `numel` values of that dtype and at most so many dimensions is longer than this, in bytes."""
+    return header_size(Mode.RAW, dimensions, block_count(Mode.RAW, numel, dtype.itemsize)) + numel * dtype.itemsize
+
+
+def _raw_bytes(x: torch.Tensor) -> np.ndarray:
+    """Flat contiguous x as uint8, without a copy."""
+    return x.view(torch.uint8).numpy() if x.numel() else np.empty(0, np.uint8)
+
+
+def _compress_raw(x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    data = _raw_bytes(x)
+    header = write_header(Mode.RAW, x.dtype, shape, _ops.checksum_blocks(data, RAW_BLOCK_BYTES))
+    payload = empty([header.size + data.size], torch.uint8)
+    payload[: header.size] = torch.from_numpy(header.copy())
+    payload[header.size :] = torch.from_numpy(data)
+    return payload
+
+
+def _compress_quantised(
+    x: torch.Tensor, shape: tuple[int, ...], lo: float, hi: float, levels: int, entropy: float
+) -> torch.Tensor:
+    n, blocks = x.numel(), block_count(Mode.FIXED, x.numel(), x.dtype.itemsize)
+    fixed = _ops.kernels.fixed_bytes(n, _ops.kernels.fixed_bits(levels))
+    sizes = {
+        Mode.FIXED: header_size(Mode.FIXED, len(shape), blocks) + fixed,
+        Mode.RAW: header_size(Mode.RAW, len(shape), block_count(Mode.RAW, n, x.dtype.itemsize)) + n * x.dtype.itemsize,
+    }
+    lengths, packed, room = None, b"", fixed
+    if levels <= _ops.MAX_CODED_LEVELS:
+        counts = _ops.symbol_counts(x, lo, hi, levels)
+        lengths = _ops.code_lengths(counts)
+        packed = _ops.pack_lengths(lengths)
+        coded = _ops.kernels.coded_bytes_bound(n, int((counts * lengths).sum()))
+        sizes[Mode.ENTROPY] = header_size(Mode.ENTROPY, len(shape), blocks, len(packed)) + coded
+        room = coded
+    mode = min(sizes, key=lambda m: (sizes[m], m))
+    if mode == Mode.RAW:
+        return _compress_raw(x, shape)
+    if mode == Mode.FIXED:
+        lengths, packed, room = None, b"", fixed
+    start = header_size(mode, len(shape), blocks, len(packed))
+    payload = empty([start + room], torch.uint8)
+    size, table = _ops.encode_blocks(x, lo, hi, levels, lengths, payload[start:])
+    header = write_header(
+        mode, x.dtype, shape, table, lo=lo, hi=hi, levels=levels, entropy=entropy, packed_lengths=packed
+    )
+    payload[:start] = torch.from_numpy(header.copy())
+    payload[start + size :] = 0  # the few bytes that the bound was too high stay behind the view's end
+    return payload[: start + size]
+
+
+def _as_bytes(payload: Bytes) -> np.ndarray:
+    """uint8 [bytes], sharing the payload's memory."""
+    if isinstance(payload, torch.Tensor):
+        if payload.device.type != "cpu":
+            raise NotImplementedError(f"decompression runs on the CPU so far, got a payload on {payload.device}")
+        if payload.dtype != torch.uint8 or payload.ndim != 1:
+            raise TypeError(f"expected a payload of uint8 [bytes], got {payload.dtype} of shape {tuple(payload.shape)}")
+        return payload.detach().contiguous().numpy()
+    array = payload if isinstance(payload, np.ndarray) else np.frombuffer(payload, np.uint8)
+    if array.dtype != np.uint8 or array.ndim != 1:
+        raise TypeError(f"expected a payload of uint8 [bytes], got {array.dtype} of shape {array.shape}")
+    return np.ascontiguousarray(array)
+
+
+def decompress(
+    payload: Bytes,
+    out: torch.Tensor | None = None,
+    *,
+    accumulate: bool = False,
+    scale: float = 1.0,
+    max_bytes: int = DEFAULT_MAX_BYTES,
+    check: bool = True,
+) -> torch.Tensor:
+    """The tensor of a payload (thesis, algorithm 2), decoded and dequantised in one pass.
+
+    Parameters
+    ----------
+    payload : torch.Tensor, numpy.ndarray or bytes-like
+        uint8, what :func:`compress` returned.
+    out : torch.Tensor, optional
+        Contiguous, of the payload's shape and dtype: written instead of a new tensor.
+    accumulate : bool, default False
+        ``out += scale * values`` instead of ``out = values``, without a temporary. Needs `out`, floating point.
+    scale : float, default 1.0
+        Factor of `accumulate`.
+    max_bytes : int, default 16 GiB
+        No tensor above this size is allocated: small payloads can describe large tensors.
+    check : bool, default True
+        Compare the checksum of every block; the header's is always compared. Payloads that were tampered with are safe
+        to decode without, but may give other values.
+
+    Returns
+    -------
+    torch.Tensor
+        `out`, or a new tensor.
+
+    Raises
+    ------
+    PayloadError
+        Which subclass says what is wrong. `out` is then unspecified; when accumulating it is unchanged unless the
+        checksums were right, or not compared.
+    """
+    data = _as_bytes(payload)
+    header = parse_header(data)
+    if out is None:
+        if accumulate:
+            raise ValueError("accumulate: expected out, the tensor to add to")
+        size = header.numel * header.dtype.itemsize
+        if size > max_bytes:
+            raise SizeLimitError(f"expected at most max_bytes = {max_bytes}, got a tensor of {size} bytes")
+        out = empty(header.shape, header.dtype)
+    else:
+        _check_out(out, header, accumulate)
+    if header.numel > 0:
+        _decode(data, header, out.view(-1), accumulate, scale, check)
+    return out
+
+
+def _check_out(out: torch.Tensor, header: Header, accumulate: bool) -> None:
+    if tuple(out.shape) != header.shape:
+        raise BadShapeError(f"out: expected shape {header.shape}, got {tuple(out.shape)}")
+    if out.dtype != header.dtype:
+        raise TypeError(f"out: expected {header.dtype}, got {out.dtype}")
+    if out.device.type != "cpu" or not out.is_contiguous():
+        raise ValueError(f"out: expected a contiguous tensor on the CPU, got strides {out.stride()} on {out.device}")
+    if out.requires_grad and torch.is_grad_enabled():
+        raise ValueError("out: expected a tensor that does not require grad; wrap the call in torch.no_grad()")
+    if accumulate and header.dtype not in _ops.DTYPE_CODES:
+        raise TypeError(f"accumulate: expected one of {', '.join(map(str, _ops.DTYPE_CODES))}, got {header.dtype}")
+
+
+def _decode(data: np.ndarray, header: Header, out: torch.Tensor, accumulate: bool, scale: float, check: bool) -> None:
+    if header.mode in (Mode.CONSTANT, Mode.RAW):
+        if header.mode == Mode.CONSTANT:
+            # torch has no from_bytes; a view of a copy is one.
+            values = torch.from_numpy(np.frombuffer(header.value, np.uint8).copy()).view(header.dtype)
+        else:
+            raw = data[header.data :]
+            if check:
+                found = _ops.checksum_blocks(raw, RAW_BLOCK_BYTES)
+                if (bad := np.flatnonzero(found[:, 1] != header.table[:, 1])).size:
+                    raise BadChecksumError(f"block {bad[0]}: its bytes have changed")
+            if not accumulate:
+                out.view(torch.uint8).numpy()[:] = raw
+                return
+            values = torch.from_numpy(raw.copy()).view(header.dtype)
+        with torch.no_grad():
+            if accumulate:
+                # float64 factors would promote nothing, but would be rounded differently from the kernels' float32.
+                wide = torch.float64 if header.dtype == torch.float64 else torch.float32
+                out.copy_(out.to(wide) + torch.tensor(scale, dtype=wide) * values.to(wide))
+            else:
+                out.copy_(values.expand_as(out))
+        return
+    status, block = _ops.decode_blocks(
+        data[header.data :], header.table, header.lo, header.hi, header.levels, header.lengths, out, accumulate, scale,
+        check,
+    )  # fmt: skip
+    if status == 1:
+        raise BadChecksumError(f"block {block}: its bytes have changed")
+    if status == 2:
+        raise BadCodeError(f"block {block}: its bits do not follow the code")
+
+
+@dataclass(frozen=True)
+class PayloadInfo:
+    """What a payload holds.
+
+    Attributes
+    ----------
+    shape : tuple of int
+    dtype : torch.dtype
+    mode : str
+        'entropy', 'fixed', 'constant' or 'raw'.
+    levels : int
+        K, or 0 if values are stored exactly.
+    entropy : float
+        Bits, estimated from a sample in 2^entropy_bits bins when the levels were chosen; 0 where none were.
+    bits_per_weight : float
+        Of the whole payload, headers included.
+    error_bound : float
+        Largest difference between a value and its decoded value, up to rounding in the dtype: (max - min) / (2 K).
+    bytes : int
+        Of the whole payload.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    mode: str
+    levels: int
+    entropy: float
+    bits_per_weight: float
+    error_bound: float
+    bytes: int
+
+
+def payload_info(payload: Bytes) -> PayloadInfo:
+    """What a payload holds, from its header alone.
+
+    Raises
+    ------
+    PayloadError
+        If the header is not one.
+    """
+    header = parse_header(_as_bytes(payload))
+    return PayloadInfo(
+        shape=header.shape,
+        dtype=header.dtype,
+        mode=header.mode.name.lower(),
+        levels=header.levels,
+        entropy=header.entropy,
+        bits_per_weight=8 * header.total / max(1, header.numel),
+        error_bound=(header.hi / 2 - header.lo / 2) / header.levels if header.levels else 0.0,
+        bytes=header.total,
+    )

@@ -1,0 +1,64 @@
+"""How tensors are compressed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["CompressionConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressionConfig:
+    """Options of :func:`weight_compression.compress`, immutable.
+
+    By default a tensor gets round(2^(H + c)) levels: H is the entropy of a sample of its values in 2^M equal bins of
+    [min, max], c is `floor_bits`, M is `entropy_bits` (thesis, section 3.6, algorithm 1).
+
+    Parameters
+    ----------
+    floor_bits : float, default 5.0
+        c, in bits. 5 costs next to no accuracy; 6 is the thesis's "better than baseline" setting. Each bit more halves
+        the error and costs about one bit per weight.
+    entropy_bits : int, default 4
+        M, 1 to 12.
+    sample_fraction : float, default 0.03
+        Part of the values that the entropy is estimated from: evenly spaced runs of 64 values, never fewer than 4,096
+        values in all. The range is always that of all values.
+    bits : float, optional
+        Instead of c: round(2^bits) levels for every tensor (thesis, section 3.2). 1 to 16.
+    max_error : float, optional
+        Instead of c: the fewest levels whose bins are at most 2 max_error wide, so that no value changes by more than
+        that (up to rounding in the tensor's dtype). If 65,536 levels do not suffice, the tensor is stored exactly.
+    lossless : bool, default False
+        Store every value exactly, without coding.
+    nonfinite : {'raise', 'raw'}, default 'raise'
+        What to do with a tensor that holds NaN or infinity: raise :class:`NonFiniteError`, or store it exactly.
+
+    Raises
+    ------
+    ValueError
+        If a value is out of range, or more than one of `bits`, `max_error` and `lossless` is given.
+    """
+
+    floor_bits: float = 5.0
+    entropy_bits: int = 4
+    sample_fraction: float = 0.03
+    bits: float | None = None
+    max_error: float | None = None
+    lossless: bool = False
+    nonfinite: Literal["raise", "raw"] = "raise"
+
+    def __post_init__(self) -> None:
+        def expect(valid: bool, name: str, what: str) -> None:
+            if not valid:
+                raise ValueError(f"{name}: expected {what}, got {getattr(self, name)!r}")
+
+        expect(0 <= self.floor_bits <= 16, "floor_bits", "0 to 16 bits")
+        expect(self.entropy_bits in range(1, 13), "entropy_bits", "a whole number from 1 to 12")
+        expect(0 < self.sample_fraction <= 1, "sample_fraction", "more than 0, at most 1")
+        expect(self.bits is None or 1 <= self.bits <= 16, "bits", "1 to 16 bits")
+        expect(self.max_error is None or 0 < self.max_error < float("inf"), "max_error", "a finite number > 0")
+        expect(self.nonfinite in ("raise", "raw"), "nonfinite", "'raise' or 'raw'")
+        if (self.bits is not None) + (self.max_error is not None) + self.lossless > 1:
+            raise ValueError("expected at most one of bits, max_error and lossless")

@@ -1,0 +1,62 @@
+"""Step 2 of *compress*: how many levels a tensor gets."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from weight_compression import _ops
+from weight_compression.config import CompressionConfig
+from weight_compression.errors import NonFiniteError
+
+__all__ = ["choose_levels", "estimate_entropy", "sample_entropy"]
+
+
+def sample_entropy(x: torch.Tensor, lo: float, hi: float, bits: int, fraction: float) -> float:
+    """Entropy in bits of a sample of flat x, quantised to 2^bits levels of [lo, hi], lo < hi."""
+    return _ops.kernels.histogram_entropy(_ops.sample_counts(x, lo, hi, 1 << bits, fraction))
+
+
+def choose_levels(config: CompressionConfig, lo: float, hi: float, entropy: float) -> int | None:
+    """Levels for values of range [lo, hi] and that sample entropy; None if no number of levels is enough."""
+    if config.bits is not None:
+        return _ops.kernels.levels_of_bits(config.bits)
+    if config.max_error is not None:
+        wanted = (
+            math.ceil((hi / 2 - lo / 2) / config.max_error) if (hi / 2 - lo / 2) / config.max_error < 1e6 else 10**6
+        )
+        return max(2, wanted) if wanted <= _ops.MAX_LEVELS else None
+    return _ops.kernels.levels_of_bits(entropy + config.floor_bits)
+
+
+def estimate_entropy(tensor: torch.Tensor, *, bits: int = 4, sample_fraction: float = 0.03) -> float:
+    """Entropy of a tensor's values in 2^bits equal bins of their range, estimated from a sample (thesis, section 3.4).
+
+    Parameters
+    ----------
+    tensor : torch.Tensor
+        float16, bfloat16, float32 or float64, at least one element, all finite.
+    bits : int, default 4
+        M. One more adds about one bit to the entropy.
+    sample_fraction : float, default 0.03
+        See :class:`CompressionConfig`.
+
+    Returns
+    -------
+    float
+        Bits per value, 0 to `bits`; 0 for a constant tensor.
+
+    Raises
+    ------
+    NonFiniteError
+        If there is NaN or infinity.
+    """
+    config = CompressionConfig(entropy_bits=bits, sample_fraction=sample_fraction)
+    x = tensor.detach().reshape(-1).contiguous()
+    if x.numel() == 0:
+        raise ValueError("expected at least one value, got an empty tensor")
+    lo, hi, finite = _ops.value_range(x)
+    if not finite:
+        raise NonFiniteError("expected finite values, got NaN or infinity")
+    return sample_entropy(x, lo, hi, config.entropy_bits, config.sample_fraction) if lo < hi else 0.0
