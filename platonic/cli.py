@@ -8,11 +8,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
-import os
-import sys
-import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from platonic import __version__, commands
 from platonic.activations import ACTIVATIONS
@@ -20,6 +17,7 @@ from platonic.datasets import NAMES
 from platonic.estimators import PlatonicMLPClassifier
 from platonic.solvers import SOLVERS
 from platonic.targets import PROJECTIONS
+from platonic_core.command_line import Parser, run_command
 
 __all__ = ["main"]
 
@@ -38,45 +36,11 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code. `argv` is without the program's name, None means ``sys.argv[1:]``."""
-    with warnings.catch_warnings():
-        warnings.showwarning = _show_warning
-        try:
-            args = _make_parser().parse_args(argv)
-            args.run(args)
-            sys.stdout.flush()
-            return 0
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            return 130
-        except BrokenPipeError:  # whoever read our output has gone, as in `| head`
-            with contextlib.suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 1
-        except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
-            print(f"platonic: error: {_one_line(error)}", file=sys.stderr)
-            return 2
+    return run_command("platonic", _make_parser, argv)
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _show_warning(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
-    print(f"platonic: warning: {_one_line(message)}", file=sys.stderr)
-
-
-class _Parser(argparse.ArgumentParser):
-    """Its errors are exceptions, and options are not abbreviated."""
-
-    def __init__(self, **kwargs: Any):
-        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message} ({self.prog} --help lists the options)")
-
-
-def _make_parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m platonic", description="Multilayer perceptrons fitted in closed form.")
+def _make_parser() -> Parser:
+    parser = Parser(prog="python -m platonic", description="Multilayer perceptrons fitted in closed form.")
     parser.add_argument("--version", action="version", version=f"platonic-dl {__version__}")
     parsers = parser.add_subparsers(title="commands", dest="command", required=True, metavar="{fit,predict}")
     fit = parsers.add_parser(

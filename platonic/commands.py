@@ -24,9 +24,10 @@ from platonic.datasets.tables import load_columns
 from platonic.estimators import PlatonicMLP, PlatonicMLPClassifier, PlatonicMLPRegressor
 from platonic.inputs import to_numpy
 from platonic.network import LayerRecord
-from platonic.persistence import ModelFormatError, load_model, write_atomically
+from platonic.persistence import ModelFormatError, load_model
 from platonic.readout import Readout
 from platonic.targets import Weights
+from platonic_core.files import write_atomically
 
 __all__ = ["run_fit", "run_predict"]
 

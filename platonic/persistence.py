@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,8 +32,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as _safetensors_bytes
 
 from platonic_core.arrays import to_torch
+from platonic_core.files import write_atomically
 
-__all__ = ["ModelFormatError", "load_model", "save_model", "write_atomically"]
+__all__ = ["ModelFormatError", "load_model", "save_model"]
 
 _FORMAT = "platonic-model"
 _VERSION = 1
@@ -258,30 +258,3 @@ def _plain_array(name: str, array: Any) -> np.ndarray:
 
 
 # ------------------------------------------------------------------------------------------------------------ file
-
-
-def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a temporary file beside `path`, make it durable, rename it; a link is followed, not replaced."""
-    target = Path(os.path.realpath(path))
-    temporary = target.parent / f".platonic-{secrets.token_hex(8)}.tmp"
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(target.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` durable (a folder cannot be opened on Windows, where the rename already is)."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -6,10 +6,7 @@ touches ``pyplot`` or matplotlib's global settings.
 
 from __future__ import annotations
 
-import io
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +14,7 @@ from sklearn.decomposition import PCA
 from sklearn.utils import _safe_indexing
 
 from platonic.inputs import to_numpy
-from platonic.persistence import write_atomically
+from platonic_core.figures import check_format, new_figure, save_figure
 
 __all__ = [
     "check_format", "draw_curve", "draw_lsd", "draw_representations", "draw_scores", "draw_widths", "new_figure",
@@ -34,39 +31,6 @@ _MOST_POINTS = 1500
 _MOST_PANELS = 8  # the input and up to seven layers
 _MOST_LEGEND = 10
 _PANEL = 2.7  # inches
-_DPI = 150
-
-
-def new_figure(width: float, height: float) -> Any:
-    """An empty figure of this size in inches, whose parts are laid out so that nothing overlaps.
-
-    Raises
-    ------
-    ImportError
-        If matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.layout_engine import ConstrainedLayoutEngine
-    except ImportError as error:
-        raise ImportError('figures need matplotlib: pip install "platonic-dl[plot]"') from error
-    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08))
-
-
-def check_format(path: str | os.PathLike[str]) -> None:
-    """Raise if a figure cannot be written to a file of this name: ImportError or ValueError."""
-    supported = new_figure(1, 1).canvas.get_supported_filetypes()
-    suffix = Path(path).suffix.lower().removeprefix(".")
-    if suffix not in supported:
-        raise ValueError(f"{path}: expected a name that ends in .{', .'.join(sorted(supported))}")
-
-
-def save_figure(figure: Any, path: str | os.PathLike[str]) -> None:
-    """Write `figure` in the format that the name ends in. The file appears whole or not at all."""
-    check_format(path)
-    content = io.BytesIO()
-    figure.savefig(content, format=Path(path).suffix.lower().removeprefix("."), dpi=_DPI)
-    write_atomically(path, content.getvalue())
 
 
 def plot_fit(

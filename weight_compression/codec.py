@@ -33,6 +33,7 @@ __all__ = ["PayloadInfo", "compress", "compress_bound", "decompress", "payload_i
 Bytes: TypeAlias = torch.Tensor | np.ndarray | bytes | bytearray | memoryview
 
 DEFAULT_MAX_BYTES = 1 << 34
+_NONFINITE = "expected finite values, got NaN or infinity; nonfinite='raw' stores such tensors exactly"
 
 
 def compress(tensor: torch.Tensor, config: CompressionConfig | None = None) -> torch.Tensor:
@@ -80,20 +81,17 @@ def compress(tensor: torch.Tensor, config: CompressionConfig | None = None) -> t
         raise NotImplementedError(
             f"compression runs on the CPU so far, got a tensor on {x.device}: move it with .cpu()"
         )
+    if x.numel() == 1:
+        return _compress_constant(x, shape, config)
     if x.numel() == 0 or x.dtype not in _ops.DTYPE_CODES or config.lossless:
         return _compress_raw(x, shape)
     lo, hi, finite = _ops.value_range(x)
     if not finite:
         if config.nonfinite == "raise":
-            raise NonFiniteError(
-                "expected finite values, got NaN or infinity; nonfinite='raw' stores such tensors exactly"
-            )
+            raise NonFiniteError(_NONFINITE)
         return _compress_raw(x, shape)
     if lo == hi:
-        header = write_header(
-            Mode.CONSTANT, x.dtype, shape, np.empty((0, 2), np.uint32), value=_raw_bytes(x[:1]).tobytes()
-        )
-        return torch.from_numpy(header.copy())
+        return _compress_constant(x, shape, config)
     entropy = sample_entropy(x, lo, hi, config.entropy_bits, config.sample_fraction)
     levels = choose_levels(config, lo, hi, entropy)
     if levels is None:
@@ -109,6 +107,15 @@ def compress_bound(numel: int, dtype: torch.dtype = torch.float32, dimensions: i
 def _raw_bytes(x: torch.Tensor) -> np.ndarray:
     """Flat contiguous x as uint8, without a copy."""
     return x.view(torch.uint8).numpy() if x.numel() else np.empty(0, np.uint8)
+
+
+def _compress_constant(x: torch.Tensor, shape: tuple[int, ...], config: CompressionConfig) -> torch.Tensor:
+    inexact = x.is_floating_point() and not config.lossless
+    if inexact and config.nonfinite == "raise" and not bool(x[:1].to(torch.float64).isfinite()):
+        raise NonFiniteError(_NONFINITE)
+    none = np.empty((0, 2), np.uint32)
+    header = write_header(Mode.CONSTANT, x.dtype, shape, none, value=_raw_bytes(x[:1]).tobytes())
+    return torch.from_numpy(header.copy())
 
 
 def _compress_raw(x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:

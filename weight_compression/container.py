@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import struct
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
+from platonic_core.files import atomic_file
 from weight_compression import _ops
 from weight_compression.codec import DEFAULT_MAX_BYTES, PayloadInfo, compress, decompress, payload_info
 from weight_compression.config import CompressionConfig
@@ -81,7 +82,7 @@ def save_file(
     exact = CompressionConfig(lossless=True)
     path = Path(path)
     # The index comes first in the file, but is known last: payloads wait in a file of their own.
-    with tempfile.TemporaryFile(dir=path.parent or ".") as payloads:
+    with tempfile.TemporaryFile(dir=path.parent) as payloads:
         entries: dict[str, list[int]] = {}
         seen: dict[tuple, list[int]] = {}
         end = 0
@@ -102,35 +103,15 @@ def save_file(
             if progress is not None:
                 progress(name, tensor, payload)
         index = json.dumps({"metadata": metadata, "tensors": entries}, separators=(",", ":"), ensure_ascii=False)
-        _write_atomically(path, index.encode(), payloads)
+        start = _START.pack(MAGIC, VERSION, len(index.encode())) + index.encode()
+        with atomic_file(path) as file:
+            file.write(start + _CHECKSUM.pack(_ops.crc32c(np.frombuffer(start, np.uint8))))
+            payloads.seek(0)
+            shutil.copyfileobj(payloads, file, 1 << 22)
 
 
 def _identity(tensor: torch.Tensor) -> tuple:
     return (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
-
-
-def _write_atomically(path: Path, index: bytes, payloads: Any) -> None:
-    start = _START.pack(MAGIC, VERSION, len(index)) + index
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent or ".")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(start + _CHECKSUM.pack(_ops.crc32c(np.frombuffer(start, np.uint8))))
-            payloads.seek(0)
-            while chunk := payloads.read(1 << 22):
-                file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 @dataclass(frozen=True)
