@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,19 @@ def test_digits_without_a_figure_writes_nothing(tmp_path, capsys, monkeypatch):
     digits.main(["--width", "5"])
     assert "PlatonicMLP" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_readme_prints_what_it_says(capsys):
+    readme = (EXAMPLES.parent / "README.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```\n\n```\n(.*?)```", readme, re.S)
+    assert len(blocks) == 2
+    for code, printed in blocks:
+        exec(compile(code, "README.md", "exec"), {})
+        found = capsys.readouterr().out
+        # Fitted networks may differ in the last digit with another BLAS; compressed weights are the same everywhere.
+        numbers = re.compile(r"\d+\.\d+")
+        assert numbers.sub("#", found) == numbers.sub("#", printed)
+        tolerance = 0.011 if "PlatonicMLP" in code else 0
+        assert [float(n) for n in numbers.findall(found)] == pytest.approx(
+            [float(n) for n in numbers.findall(printed)], abs=tolerance
+        )
