@@ -273,6 +273,28 @@ def test_max_error_and_bits():
     assert wc.payload_info(wc.compress(x, wc.CompressionConfig(bits=8))).levels == 256
 
 
+@pytest.mark.parametrize("kind", ["normal", "laplace", "uniform", "sparse", "two", "heavy"])
+@pytest.mark.parametrize("ratio", [3.0, 4.0, 6.5, 10.0, 100.0])
+def test_ratio(kind, ratio):
+    x = draw(kind, 60_000, torch.float32)
+    payload = wc.compress(x, wc.CompressionConfig(ratio=ratio))
+    header = parse_header(_as_bytes(payload))
+    counts = _ops.symbol_counts(x, header.lo, header.hi, header.levels)
+    bits = float((counts * _ops.code_lengths(counts)).sum()) / x.numel()
+    wanted = 32 / ratio
+    assert bits <= wanted or header.levels == 2
+    if header.levels < 3200:  # as many levels as fit, about
+        counts = _ops.symbol_counts(x, header.lo, header.hi, header.levels * 5 // 4 + 1)
+        assert float((counts * _ops.code_lengths(counts)).sum()) / x.numel() > 0.985 * wanted
+
+
+def test_gradient_rule():
+    x = torch.randn(10_000)
+    for rms, levels in ((0.0, 256), (1.0, 512), (0.5, 384)):
+        config = wc.CompressionConfig(gradient_rms=rms, floor_bits=8)
+        assert wc.payload_info(wc.compress(x, config)).levels == levels
+
+
 def test_size_is_near_entropy():
     for kind in ("normal", "laplace", "uniform"):
         x = draw(kind, 1_200_000, torch.float32)
@@ -393,7 +415,8 @@ def test_estimate_entropy():
 
 def test_config_is_checked():
     for wrong in ({"floor_bits": -1}, {"entropy_bits": 0}, {"sample_fraction": 0}, {"bits": 0.5}, {"max_error": 0.0},
-                  {"nonfinite": "ignore"}, {"bits": 4, "lossless": True}):  # fmt: skip
+                  {"nonfinite": "ignore"}, {"bits": 4, "lossless": True}, {"ratio": 1.0}, {"gradient_rms": -1.0},
+                  {"ratio": 3, "max_error": 1}):  # fmt: skip
         with pytest.raises(ValueError, match="expected"):
             wc.CompressionConfig(**wrong)
     with pytest.raises(TypeError):

@@ -48,6 +48,7 @@ def _make_parser() -> Parser:
     chosen.add_argument("--floor-bits", type=float, default=5.0, help="c: levels = 2^(entropy + c) (default: 5)")
     chosen.add_argument("--bits", type=float, help="instead: 2^bits levels for every tensor")
     chosen.add_argument("--max-error", type=float, help="instead: the fewest levels that keep to this error")
+    chosen.add_argument("--ratio", type=float, help="instead: as many levels as leave 1/ratio of the bytes")
     chosen.add_argument("--lossless", action="store_true", help="keep every value exactly")
     pack.add_argument("--nonfinite", choices=["raise", "raw"], default="raise", help="tensors with NaN or infinity")
     pack.set_defaults(run=_pack)
@@ -105,6 +106,7 @@ def _pack(arguments: argparse.Namespace) -> None:
         floor_bits=arguments.floor_bits,
         bits=arguments.bits,
         max_error=arguments.max_error,
+        ratio=arguments.ratio,
         lossless=arguments.lossless,
         nonfinite=arguments.nonfinite,
     )

@@ -93,7 +93,7 @@ def compress(tensor: torch.Tensor, config: CompressionConfig | None = None) -> t
     if lo == hi:
         return _compress_constant(x, shape, config)
     entropy = sample_entropy(x, lo, hi, config.entropy_bits, config.sample_fraction)
-    levels = choose_levels(config, lo, hi, entropy)
+    levels = choose_levels(x, config, lo, hi, entropy)
     if levels is None:
         return _compress_raw(x, shape)
     return _compress_quantised(x, shape, lo, hi, levels, entropy)

@@ -30,6 +30,12 @@ class CompressionConfig:
     max_error : float, optional
         Instead of c: the fewest levels whose bins are at most 2 max_error wide, so that no value changes by more than
         that (up to rounding in the tensor's dtype). If 65,536 levels do not suffice, the tensor is stored exactly.
+    ratio : float, optional
+        Instead of c: as many levels as leave the codes (without headers) at most 1 / ratio of the tensor's bytes, found by
+        trying a few numbers of levels on the whole tensor. More than 1.
+    gradient_rms : float, optional
+        The thesis's first rule (section 3.3), of which entropy is the proxy: log2(gradient_rms + 1) takes the place of H.
+        The root mean square of the loss's gradient with respect to these weights; `floor_bits` is its c1.
     lossless : bool, default False
         Store every value exactly, without coding.
     nonfinite : {'raise', 'raw'}, default 'raise'
@@ -38,7 +44,8 @@ class CompressionConfig:
     Raises
     ------
     ValueError
-        If a value is out of range, or more than one of `bits`, `max_error` and `lossless` is given.
+        If a value is out of range, or more than one of `bits`, `max_error`, `ratio`, `gradient_rms` and `lossless` is
+        given.
     """
 
     floor_bits: float = 5.0
@@ -46,6 +53,8 @@ class CompressionConfig:
     sample_fraction: float = 0.03
     bits: float | None = None
     max_error: float | None = None
+    ratio: float | None = None
+    gradient_rms: float | None = None
     lossless: bool = False
     nonfinite: Literal["raise", "raw"] = "raise"
 
@@ -60,5 +69,8 @@ class CompressionConfig:
         expect(self.bits is None or 1 <= self.bits <= 16, "bits", "1 to 16 bits")
         expect(self.max_error is None or 0 < self.max_error < float("inf"), "max_error", "a finite number > 0")
         expect(self.nonfinite in ("raise", "raw"), "nonfinite", "'raise' or 'raw'")
-        if (self.bits is not None) + (self.max_error is not None) + self.lossless > 1:
-            raise ValueError("expected at most one of bits, max_error and lossless")
+        expect(self.ratio is None or 1 < self.ratio < float("inf"), "ratio", "a finite number > 1")
+        expect(self.gradient_rms is None or 0 <= self.gradient_rms < 1e300, "gradient_rms", "a finite number >= 0")
+        rules = [name for name in ("bits", "max_error", "ratio", "gradient_rms") if getattr(self, name) is not None]
+        if len(rules) + self.lossless > 1:
+            raise ValueError(f"expected one rule at most, got {', '.join(rules + ['lossless'] * self.lossless)}")

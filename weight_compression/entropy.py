@@ -18,16 +18,48 @@ def sample_entropy(x: torch.Tensor, lo: float, hi: float, bits: int, fraction: f
     return _ops.kernels.histogram_entropy(_ops.sample_counts(x, lo, hi, 1 << bits, fraction))
 
 
-def choose_levels(config: CompressionConfig, lo: float, hi: float, entropy: float) -> int | None:
-    """Levels for values of range [lo, hi] and that sample entropy; None if no number of levels is enough."""
+def choose_levels(x: torch.Tensor, config: CompressionConfig, lo: float, hi: float, entropy: float) -> int | None:
+    """Levels for flat x of range [lo, hi] and that sample entropy; None if no number of levels is enough."""
     if config.bits is not None:
         return _ops.kernels.levels_of_bits(config.bits)
     if config.max_error is not None:
-        wanted = (
-            math.ceil((hi / 2 - lo / 2) / config.max_error) if (hi / 2 - lo / 2) / config.max_error < 1e6 else 10**6
-        )
+        wanted = math.ceil(min((hi / 2 - lo / 2) / config.max_error, 2.0 * _ops.MAX_LEVELS))
         return max(2, wanted) if wanted <= _ops.MAX_LEVELS else None
+    if config.ratio is not None:
+        return _levels_of_ratio(x, lo, hi, entropy - config.entropy_bits, 8 * x.dtype.itemsize / config.ratio)
+    if config.gradient_rms is not None:
+        entropy = _ops.kernels.exact_log2(config.gradient_rms + 1.0)
     return _ops.kernels.levels_of_bits(entropy + config.floor_bits)
+
+
+_RATIO_TRIES = 8
+
+
+def _levels_of_ratio(x: torch.Tensor, lo: float, hi: float, offset: float, bits: float) -> int:
+    """Many levels whose codes take at most so many bits a value; 2 if even those take more.
+
+    Twice the levels take about one bit more: each try starts from the last one's bits. `offset` is what log2(levels)
+    is estimated to exceed the bits by, negative.
+    """
+    best, most = 2, _ops.MAX_CODED_LEVELS
+    guess = bits - offset
+    for _ in range(_RATIO_TRIES):
+        levels = min(max(_ops.kernels.levels_of_bits(guess), best), most)
+        counts = _ops.symbol_counts(x, lo, hi, levels)
+        found = int((counts * _ops.code_lengths(counts)).sum()) / x.numel()
+        if found <= bits:
+            best = levels
+            if found > 0.99 * bits:
+                break
+        else:
+            most = levels - 1
+        if best >= most:
+            break
+        guess = min(max(math.log2(levels) + bits - found, math.log2(best)), math.log2(most))
+        # Where the estimate stands still between the two, halve their distance.
+        if _ops.kernels.levels_of_bits(guess) in (best, levels):
+            guess = math.log2((best + most + 1) / 2)
+    return best
 
 
 def estimate_entropy(tensor: torch.Tensor, *, bits: int = 4, sample_fraction: float = 0.03) -> float:
