@@ -237,6 +237,23 @@ def test_constants_take_no_data():
         assert torch.equal(wc.decompress(payload), x)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_flushing_denormals_elsewhere_changes_nothing(threads):
+    x = draw("denormal", 300_000, torch.float32)
+    payload = wc.compress(x)
+    expected = wc.decompress(payload)
+    torch.set_num_threads(threads)
+    try:
+        supported = torch.set_flush_denormal(True)
+        again, decoded = wc.compress(x), wc.decompress(payload)
+        still = float(torch.tensor(1e-40) * 1) == 0.0 or not supported
+    finally:
+        torch.set_flush_denormal(False)
+        torch.set_num_threads(2)
+    assert torch.equal(again, payload) and torch.equal(decoded.view(torch.int32), expected.view(torch.int32))
+    assert still  # the caller's choice is left as it was
+
+
 def test_sign_of_zero_does_not_reach_the_header():
     # Which zero a minimum returns depends on the order of comparisons.
     a, b = torch.tensor([0.0, -0.0, 1.0] * 100), torch.tensor([-0.0, 0.0, 1.0] * 100)

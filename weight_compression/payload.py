@@ -204,7 +204,7 @@ def _parse_mode(reader: _Reader, mode: Mode, dtype: torch.dtype, numel: int) -> 
         raise BadHeaderError(f"expected {mode.name.lower()} mode of floating point values, got {numel} of {dtype}")
     if not (math.isfinite(lo) and math.isfinite(hi) and lo < hi):
         raise BadHeaderError(f"expected finite lo < hi, got {lo} and {hi}")
-    if dtype != torch.float64 and not _is_exact(lo, hi, dtype):
+    if not (_is_exact(lo, dtype) and _is_exact(hi, dtype)):
         raise BadHeaderError(f"expected lo and hi that are values of {dtype}, got {lo} and {hi}")
     most = _ops.MAX_CODED_LEVELS if mode == Mode.ENTROPY else _ops.MAX_LEVELS
     if not 2 <= levels <= most:
@@ -215,8 +215,20 @@ def _parse_mode(reader: _Reader, mode: Mode, dtype: torch.dtype, numel: int) -> 
     return {"lo": lo, "hi": hi, "levels": levels, "entropy": entropy}, packed
 
 
-def _is_exact(lo: float, hi: float, dtype: torch.dtype) -> bool:
-    return all(float(torch.tensor(v, dtype=torch.float64).to(dtype)) == v for v in (lo, hi))
+# Digits of the mantissa, and the exponent of the smallest number.
+_PRECISION = {
+    torch.float32: (24, -149),
+    torch.float16: (11, -24),
+    torch.bfloat16: (8, -133),
+    torch.float64: (53, -1074),
+}
+
+
+def _is_exact(value: float, dtype: torch.dtype) -> bool:
+    """Whether a finite number is one of the dtype's, without arithmetic that a thread may have told to flush denormals."""
+    digits, smallest = _PRECISION[dtype]
+    unit = max(math.frexp(value)[1] - digits, smallest)
+    return abs(value) <= torch.finfo(dtype).max and math.ldexp(value, -unit).is_integer()
 
 
 def _check_blocks(table: np.ndarray, data_bytes: int, mode: Mode, numel: int, itemsize: int, levels: int) -> None:

@@ -8,6 +8,10 @@
 #include <thread>
 #include <vector>
 
+#if defined(__SSE2__)
+#include <xmmintrin.h>
+#endif
+
 #include "common/parallel.h"
 #include "weight_compression/crc32c.h"
 #include "weight_compression/huffman_simd.h"
@@ -24,6 +28,19 @@ constexpr int64_t most_read = 2 * chunk;  // bytes that a block's rows may take 
 int64_t pieces(int64_t n, int64_t size) { return n / size + (n % size != 0); }
 int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
+// Denormals as they are for as long as it lives, whatever the calling thread does with them elsewhere
+// (torch.set_flush_denormal): payloads must not depend on who makes them. The pool's own threads never flush.
+class ExactDenormals {
+#if defined(__SSE2__)
+public:
+    ExactDenormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ & ~0x8040u); }
+    ~ExactDenormals() { _mm_setcsr(saved_); }
+
+private:
+    unsigned saved_;
+#endif
+};
+
 // Memory of a thread that outlives the call: what a task needs would cost more to ask for than to fill.
 template <class T, int slot>
 T* thread_buffer(int64_t size) {
@@ -35,6 +52,7 @@ T* thread_buffer(int64_t size) {
 }  // namespace
 
 Range value_range(const Values& x, const Launch& on) {
+    const ExactDenormals exact;
     std::vector<Range> parts(pieces(x.n, segment));
     parallel_for(static_cast<int64_t>(parts.size()), on.threads, [&](int64_t task) {
         const int64_t first = task * segment;
@@ -50,6 +68,7 @@ Range value_range(const Values& x, const Launch& on) {
 }
 
 void sample_counts(const Values& x, double lo, double hi, int64_t bins, double fraction, int64_t* counts) {
+    const ExactDenormals exact;
     const Quantization z = make_quantization(x.dtype, lo, hi, bins);
     for (int64_t i = 0; i < bins; ++i) counts[i] = 0;
     uint16_t symbols[sample_everything];
@@ -68,6 +87,7 @@ void sample_counts(const Values& x, double lo, double hi, int64_t bins, double f
 }
 
 void symbol_counts(const Values& x, double lo, double hi, int64_t levels, int64_t* counts, const Launch& on) {
+    const ExactDenormals exact;
     const Quantization z = make_quantization(x.dtype, lo, hi, levels);
     const int64_t tasks = pieces(x.n, segment);
     std::vector<int64_t> parts(tasks * levels);
@@ -243,6 +263,7 @@ int64_t encode_fixed(const Values& x, const Quantization& z, int bits, uint8_t* 
 
 int64_t encode_blocks(const Values& x, double lo, double hi, const Coding& coding, uint8_t* out, BlockEntry* table,
                       const Launch& on) {
+    const ExactDenormals exact;
     const Quantization z = make_quantization(x.dtype, lo, hi, coding.levels);
     return coding.lengths ? encode_coded(x, z, coding.lengths, out, table, on)
                           : encode_fixed(x, z, coding.bits, out, table, on);
@@ -418,6 +439,7 @@ bool decode_fixed_block(const uint8_t* data, int64_t bytes, int64_t first, int64
 
 DecodeResult decode_blocks(const uint8_t* data, int64_t size, const BlockEntry* table, int64_t n, double lo, double hi,
                            const Coding& coding, const Target& out, bool check, const Launch& on) {
+    const ExactDenormals exact;
     const int64_t blocks = block_count(n);
     std::vector<int64_t> offsets(blocks + 1);
     for (int64_t b = 0; b < blocks; ++b) offsets[b + 1] = offsets[b] + table[b].bytes;
