@@ -14,7 +14,7 @@ struct Range {
 };
 
 // Counters of count_symbols: of pairs of symbols where the kernel counts those, 16 bits each.
-constexpr int64_t pair_levels = 256;
+constexpr int64_t pair_levels = 512;
 constexpr int64_t pair_stride = pair_levels + 32;
 constexpr int64_t counter_bytes = 2 * pair_levels * pair_stride + 128;
 
