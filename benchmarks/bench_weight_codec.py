@@ -52,9 +52,10 @@ def _measure(x: torch.Tensor, threads: int, zstandard, quick: bool) -> dict:
     if not float((out - x).abs().max()) <= info.error_bound + 2.0**-20 * float(x.abs().max()):
         raise AssertionError("a value is beyond the error bound")
     lo, hi = float(x.min()), float(x.max())
-    scale = (hi - lo) / (info.levels - 1)
+    # quint8 holds 256 levels: c = 5 gives at most 512, so uniform data have fewer there than here.
+    levels = min(info.levels, 256)
+    scale = (hi - lo) / (levels - 1)
     zero = round(-lo / scale)
-    # quint8 holds 256 levels, which is what c = 5 gives at most here.
     compressor = zstandard.ZstdCompressor(level=1, threads=0 if threads == 1 else threads)
     decompressor = zstandard.ZstdDecompressor()
 

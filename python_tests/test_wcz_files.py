@@ -160,3 +160,31 @@ def test_every_byte_of_a_container_is_covered(tmp_path):
         path.write_bytes(mutated)
         with pytest.raises(wc.PayloadError):
             wc.load_file(path)
+
+
+def test_only_what_is_the_same_is_tied(tmp_path):
+    path = tmp_path / "ties.wcz"
+    z, w = torch.randn(50, dtype=torch.complex64), torch.randn(3000)
+    wc.save_file({"a": z, "b": z.conj(), "c": torch._neg_view(z)}, path)
+    loaded = wc.load_file(path)
+    assert torch.equal(loaded["b"], z.conj()) and torch.equal(loaded["c"], -z)
+    # Tied, but to be kept exactly under one of its names.
+    wc.save_file({"a": w, "b": w}, path, only=lambda name, _: name == "a")
+    loaded = wc.load_file(path)
+    assert torch.equal(loaded["b"], w) and not torch.equal(loaded["a"], w)
+
+
+def test_tensors_made_on_access_are_not_tied(tmp_path):
+    class Lazy(dict):
+        def items(self):
+            return ((str(i), torch.full((5000,), float(i))) for i in range(8))
+
+    wc.save_file(Lazy(), tmp_path / "lazy.wcz")
+    loaded = wc.load_file(tmp_path / "lazy.wcz")
+    assert [float(loaded[str(i)][0]) for i in range(8)] == list(range(8))
+
+
+def test_tensors_without_values_are_named(tmp_path):
+    for tensor in (torch.eye(3).to_sparse(), torch.empty(3, device="meta"), torch.zeros([1] * 65)):
+        with pytest.raises(TypeError, match=r"^odd: expected"):
+            wc.save_file({"odd": tensor}, tmp_path / "odd.wcz")

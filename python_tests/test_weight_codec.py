@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +20,7 @@ from weight_compression import _ops, reference
 from weight_compression.codec import _as_bytes
 from weight_compression.payload import Mode, parse_header
 
+ROOT = Path(__file__).resolve().parents[1]
 FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 ISAS = ["scalar", "avx2", "avx512"]
 UNIT = {torch.float32: 2.0**-24, torch.float64: 2.0**-53, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
@@ -254,6 +259,51 @@ def test_flushing_denormals_elsewhere_changes_nothing(threads):
     assert still  # the caller's choice is left as it was
 
 
+def test_a_pool_that_starts_while_denormals_are_flushed():
+    # New threads begin with the floating-point mode of the thread that starts them.
+    program = """if True:
+        import torch, weight_compression as wc
+        torch.set_num_threads(2)
+        torch.set_flush_denormal(True)
+        wc.compress(torch.arange(4_000_000))
+        torch.set_flush_denormal(False)
+        x = (torch.randn(3_000_000, generator=torch.Generator().manual_seed(0)) * 3e-5).half()
+        payloads = [wc.compress(x) for _ in range(4)]
+        torch.set_num_threads(1)
+        assert all(torch.equal(p, wc.compress(x)) for p in payloads)
+        error = float((wc.decompress(payloads[0]).double() - x.double()).abs().max())
+        assert error <= wc.payload_info(payloads[0]).error_bound + 2.0**-24, error
+    """
+    subprocess.run([sys.executable, "-c", program], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+def test_flushed_float64_denormals_are_not_constant():
+    x = torch.linspace(0, 1, 5000, dtype=torch.float64) * 1e-309
+    payload = wc.compress(x)
+    try:
+        torch.set_flush_denormal(True)
+        again, decoded = wc.compress(x), wc.decompress(payload)
+    finally:
+        torch.set_flush_denormal(False)
+    assert torch.equal(again, payload) and torch.equal(decoded, wc.decompress(payload))
+
+
+def test_values_that_change_while_they_are_coded_do_not_overflow():
+    # As another thread could: the room was measured for other values.
+    x = draw("normal", 200_000, torch.float32)
+    lo, hi, _ = _ops.value_range(x)
+    lengths = _ops.code_lengths(_ops.symbol_counts(x, lo, hi, 200))
+    for isa in ISAS:
+        _C.limit_isa(isa)
+        for wild in (x, torch.full_like(x, float(x.max())), x * 1e30, torch.full_like(x, float("nan"))):
+            out = torch.zeros(100_000 + 64, dtype=torch.uint8)
+            with pytest.raises(RuntimeError, match="changed while"):
+                _ops.encode_blocks(wild, lo, hi, 200, lengths, out[:100_000])
+            assert not out[100_000:].any()
+            assert int(_ops.symbol_counts(wild, lo, hi, 200).sum()) == x.numel()
+    _C.limit_isa("")
+
+
 def test_sign_of_zero_does_not_reach_the_header():
     # Which zero a minimum returns depends on the order of comparisons.
     a, b = torch.tensor([0.0, -0.0, 1.0] * 100), torch.tensor([-0.0, 0.0, 1.0] * 100)
@@ -380,6 +430,19 @@ def test_out_is_checked():
         wc.decompress(payload, accumulate=True)
     with pytest.raises(TypeError, match="accumulate"):
         wc.decompress(wc.compress(torch.arange(4)), torch.zeros(4, dtype=torch.int64), accumulate=True)
+
+
+def test_out_is_known_to_autograd():
+    payload = wc.compress(torch.randn(100))
+    w, x = torch.randn(100), torch.randn(100, requires_grad=True)
+    y = (w * x).sum()
+    wc.decompress(payload, w)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward()
+    with pytest.raises(ValueError, match="lazy"):
+        wc.decompress(payload, torch._neg_view(torch.zeros(100)))
+    with pytest.raises(ValueError, match="scale"):
+        wc.decompress(payload, scale=0.5)
 
 
 def test_payload_from_bytes_and_arrays():

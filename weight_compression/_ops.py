@@ -89,7 +89,7 @@ def encode_blocks(
     table = np.empty((-(-x.numel() // BLOCK_SYMBOLS), 2), np.uint32)
     bits = 0 if lengths is not None else kernels.fixed_bits(levels)
     size = kernels.encode_blocks(
-        *_values(x), lo, hi, levels, 0 if lengths is None else lengths.data_ptr(), bits, out.data_ptr(),
+        *_values(x), lo, hi, levels, 0 if lengths is None else lengths.data_ptr(), bits, out.data_ptr(), out.numel(),
         table.ctypes.data, where(x)[1],
     )  # fmt: skip
     return size, table

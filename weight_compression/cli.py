@@ -117,14 +117,18 @@ def _pack(arguments: argparse.Namespace) -> None:
             rows.append(TensorRow.of(name, payload_info(payload), _largest_error(tensor, decompress(payload))))
             bar.update(tensor.numel())
 
-        save_file(tensors, arguments.target, config, metadata=metadata, progress=progress)
+        try:
+            save_file(tensors, arguments.target, config, metadata=metadata, progress=progress)
+        except (TypeError, NotImplementedError) as error:  # a tensor that payloads cannot hold
+            raise ValueError(str(error)) from error
     print_table(rows, arguments.target.stat().st_size)
 
 
 def _largest_error(a: torch.Tensor, b: torch.Tensor) -> float:
     if a.numel() == 0 or not a.is_floating_point():
         return 0.0
-    difference = (a.double() - b.double()).abs()
+    a, b = a.double(), b.double()
+    difference = (a - b).abs()
     same = (a == b) | (a.isnan() & b.isnan())  # infinities differ from themselves by NaN
     return float(difference[~same].max()) if not bool(same.all()) else 0.0
 
@@ -140,7 +144,10 @@ def _unpack(arguments: argparse.Namespace) -> None:
         if suffix == ".safetensors":
             # That format knows no tied tensors: each gets its own copy.
             own = {name: tensor.clone() for name, tensor in tensors.items()}
-            output.write(safetensors.torch.save(own, metadata=metadata or None))
+            try:
+                output.write(safetensors.torch.save(own, metadata=metadata or None))
+            except (KeyError, SafetensorError) as error:
+                raise ValueError(f"{arguments.target}: safetensors cannot hold {error}; unpack to .pt") from error
         else:
             torch.save(tensors, output)
     print(f"{len(tensors)} tensors, {sum(t.numel() for t in tensors.values()):,} values: {arguments.target}")
@@ -193,10 +200,13 @@ def _check_original(name: str, tensor: torch.Tensor, original: torch.Tensor, bou
         raise ValueError(
             f"{name}: expected {original.dtype} {tuple(original.shape)}, got {tensor.dtype} {tuple(tensor.shape)}"
         )
+    if tensor.contiguous().view(-1).view(torch.uint8).equal(original.contiguous().view(-1).view(torch.uint8)):
+        return
     error = _largest_error(original, tensor)
     if original.is_floating_point() and original.numel():
+        original = original.double() if original.dtype not in (torch.float32, torch.float64) else original
         # The bound is that of real numbers: rounding to the dtype, and in its arithmetic, comes on top.
         magnitude = float(original[original.isfinite()].abs().max()) if bool(original.isfinite().any()) else 0.0
-        bound += magnitude * (torch.finfo(original.dtype).eps / 2 + 2.0**-20)
+        bound += magnitude * (torch.finfo(tensor.dtype).eps / 2 + 2.0**-20)
     if error > bound or (not original.is_floating_point() and not torch.equal(tensor, original)):
         raise ValueError(f"{name}: expected an error of at most {bound:.3g}, got {error:.3g}")

@@ -19,11 +19,13 @@ from weight_compression.entropy import choose_levels, sample_entropy
 from weight_compression.errors import BadChecksumError, BadCodeError, BadShapeError, NonFiniteError, SizeLimitError
 from weight_compression.payload import (
     DTYPES,
+    MAX_DIMENSIONS,
     RAW_BLOCK_BYTES,
     Header,
     Mode,
     block_count,
     header_size,
+    is_less,
     parse_header,
     write_header,
 )
@@ -73,8 +75,10 @@ def compress(tensor: torch.Tensor, config: CompressionConfig | None = None) -> t
     config = CompressionConfig() if config is None else config
     if tensor.dtype not in DTYPES:
         raise TypeError(f"expected one of {', '.join(map(str, DTYPES))}, got {tensor.dtype}")
-    if tensor.layout != torch.strided or tensor.is_quantized:
-        raise TypeError(f"expected a dense tensor, got layout {tensor.layout}")
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type == "meta":
+        raise TypeError(f"expected a dense tensor with values, got layout {tensor.layout} on {tensor.device}")
+    if tensor.ndim > MAX_DIMENSIONS:
+        raise TypeError(f"expected at most {MAX_DIMENSIONS} dimensions, got {tensor.ndim}")
     shape = tuple(tensor.shape)
     x = tensor.detach().resolve_conj().resolve_neg().reshape(-1).contiguous()
     if x.device.type != "cpu":
@@ -90,7 +94,7 @@ def compress(tensor: torch.Tensor, config: CompressionConfig | None = None) -> t
         if config.nonfinite == "raise":
             raise NonFiniteError(_NONFINITE)
         return _compress_raw(x, shape)
-    if lo == hi:
+    if not is_less(lo, hi):
         return _compress_constant(x, shape, config)
     entropy = sample_entropy(x, lo, hi, config.entropy_bits, config.sample_fraction)
     levels = choose_levels(x, config, lo, hi, entropy)
@@ -110,7 +114,7 @@ def _raw_bytes(x: torch.Tensor) -> np.ndarray:
 
 
 def _compress_constant(x: torch.Tensor, shape: tuple[int, ...], config: CompressionConfig) -> torch.Tensor:
-    inexact = x.is_floating_point() and not config.lossless
+    inexact = x.dtype in _ops.DTYPE_CODES and not config.lossless
     if inexact and config.nonfinite == "raise" and not bool(x[:1].to(torch.float64).isfinite()):
         raise NonFiniteError(_NONFINITE)
     none = np.empty((0, 2), np.uint32)
@@ -192,7 +196,8 @@ def decompress(
     out : torch.Tensor, optional
         Contiguous, of the payload's shape and dtype: written instead of a new tensor.
     accumulate : bool, default False
-        ``out += scale * values`` instead of ``out = values``, without a temporary. Needs `out`, floating point.
+        ``out += scale * values`` instead of ``out = values``; without a temporary, but for tensors that are stored exactly or
+        have a single value. Needs `out`, floating point.
     scale : float, default 1.0
         Factor of `accumulate`.
     max_bytes : int, default 16 GiB
@@ -212,6 +217,8 @@ def decompress(
         Which subclass says what is wrong. `out` is then unspecified; when accumulating it is unchanged unless the
         checksums were right, or not compared.
     """
+    if scale != 1.0 and not accumulate:
+        raise ValueError(f"scale: expected 1 without accumulate, got {scale}")
     data = _as_bytes(payload)
     header = parse_header(data)
     if out is None:
@@ -224,7 +231,8 @@ def decompress(
     else:
         _check_out(out, header, accumulate)
     if header.numel > 0:
-        _decode(data, header, out.view(-1), accumulate, scale, check)
+        _decode(data, header, out.detach().view(-1), accumulate, scale, check)
+        torch.autograd.graph.increment_version(out)  # kernels write by address: autograd must know
     return out
 
 
@@ -235,6 +243,10 @@ def _check_out(out: torch.Tensor, header: Header, accumulate: bool) -> None:
         raise TypeError(f"out: expected {header.dtype}, got {out.dtype}")
     if out.device.type != "cpu" or not out.is_contiguous():
         raise ValueError(f"out: expected a contiguous tensor on the CPU, got strides {out.stride()} on {out.device}")
+    if out.is_conj() or out.is_neg():
+        raise ValueError(
+            "out: expected a tensor without a lazy conjugation or sign; use its resolve_conj().resolve_neg()"
+        )
     if out.requires_grad and torch.is_grad_enabled():
         raise ValueError("out: expected a tensor that does not require grad; wrap the call in torch.no_grad()")
     if accumulate and header.dtype not in _ops.DTYPE_CODES:

@@ -32,7 +32,7 @@ class CompressionConfig:
         that (up to rounding in the tensor's dtype). If 65,536 levels do not suffice, the tensor is stored exactly.
     ratio : float, optional
         Instead of c: as many levels as leave the codes (without headers) at most 1 / ratio of the tensor's bytes, found by
-        trying a few numbers of levels on the whole tensor. More than 1.
+        trying a few numbers of levels, at most 4,096, on the whole tensor. More than 1.
     gradient_rms : float, optional
         The thesis's first rule (section 3.3), of which entropy is the proxy: log2(gradient_rms + 1) takes the place of H.
         The root mean square of the loss's gradient with respect to these weights; `floor_bits` is its c1.
@@ -64,7 +64,11 @@ class CompressionConfig:
                 raise ValueError(f"{name}: expected {what}, got {getattr(self, name)!r}")
 
         expect(0 <= self.floor_bits <= 16, "floor_bits", "0 to 16 bits")
-        expect(self.entropy_bits in range(1, 13), "entropy_bits", "a whole number from 1 to 12")
+        expect(
+            isinstance(self.entropy_bits, int) and self.entropy_bits in range(1, 13),
+            "entropy_bits",
+            "a whole number from 1 to 12",
+        )
         expect(0 < self.sample_fraction <= 1, "sample_fraction", "more than 0, at most 1")
         expect(self.bits is None or 1 <= self.bits <= 16, "bits", "1 to 16 bits")
         expect(self.max_error is None or 0 < self.max_error < float("inf"), "max_error", "a finite number > 0")

@@ -7,6 +7,7 @@ import os
 import shutil
 import struct
 import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,8 @@ def save_file(
     """Compresses tensors by name into a ``.wcz`` file.
 
     The file appears whole or not at all: it is written under a temporary name in the same folder and renamed. One
-    payload is in memory at a time. Names that share memory, shape and strides (tied weights) share a payload.
+    payload is in memory at a time. Names that share memory, shape and strides (tied weights) share a payload, if `only` says
+    the same of them.
 
     Parameters
     ----------
@@ -84,22 +86,24 @@ def save_file(
     # The index comes first in the file, but is known last: payloads wait in a file of their own.
     with tempfile.TemporaryFile(dir=path.parent) as payloads:
         entries: dict[str, list[int]] = {}
-        seen: dict[tuple, list[int]] = {}
+        # With a weak reference each: memory may be used again once a tensor that was made on access is gone.
+        seen: dict[tuple, tuple[weakref.ref, list[int]]] = {}
         end = 0
         for name, tensor in tensors.items():
-            key = _identity(tensor)
-            if key in seen:
-                entries[name] = seen[key]
-                continue
+            chosen = config if only is None or only(name, tensor) else exact
             try:
-                payload = compress(tensor, config if only is None or only(name, tensor) else exact)
-            except (NonFiniteError, TypeError) as error:
+                key = (chosen, *_identity(tensor))
+                if key in seen and seen[key][0]() is not None:
+                    entries[name] = seen[key][1]
+                    continue
+                payload = compress(tensor, chosen)
+            except (NonFiniteError, TypeError, NotImplementedError) as error:
                 raise type(error)(f"{name}: {error}") from error
             payloads.write(payload.numpy().data)
             entries[name] = [end, end + payload.numel()]
             end += payload.numel()
             if tensor.numel() > 0:
-                seen[key] = entries[name]
+                seen[key] = (weakref.ref(tensor), entries[name])
             if progress is not None:
                 progress(name, tensor, payload)
         index = json.dumps({"metadata": metadata, "tensors": entries}, separators=(",", ":"), ensure_ascii=False)
@@ -111,7 +115,12 @@ def save_file(
 
 
 def _identity(tensor: torch.Tensor) -> tuple:
-    return (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+    if tensor.layout != torch.strided or tensor.device.type == "meta":
+        return (id(tensor),)  # compress says what is wrong with it
+    return (
+        tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride(), tensor.is_conj(),
+        tensor.is_neg(),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -215,7 +224,9 @@ def _parse_index(data: np.ndarray, where: str) -> _Index:
         raise BadChecksumError(f"{where}: index: expected checksum {checksum:08x}, got {actual:08x}")
     try:
         index = json.loads(data[_START.size : begin].tobytes().decode())
-        entries = {str(name): (int(a), int(b)) for name, (a, b) in index["tensors"].items()}
+        entries = {str(name): (a, b) for name, (a, b) in index["tensors"].items()}
+        if any(type(end) is not int for span in entries.values() for end in span):
+            raise ValueError("expected whole numbers as offsets")
         metadata = {str(k): str(v) for k, v in index["metadata"].items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadHeaderError(f"{where}: expected an index of tensors and metadata: {error}") from error

@@ -41,6 +41,7 @@ def _levels_of_ratio(x: torch.Tensor, lo: float, hi: float, offset: float, bits:
     Twice the levels take about one bit more: each try starts from the last one's bits. `offset` is what log2(levels)
     is estimated to exceed the bits by, negative.
     """
+    log2 = _ops.kernels.exact_log2
     best, most = 2, _ops.MAX_CODED_LEVELS
     guess = bits - offset
     for _ in range(_RATIO_TRIES):
@@ -55,10 +56,10 @@ def _levels_of_ratio(x: torch.Tensor, lo: float, hi: float, offset: float, bits:
             most = levels - 1
         if best >= most:
             break
-        guess = min(max(math.log2(levels) + bits - found, math.log2(best)), math.log2(most))
+        guess = min(max(log2(float(levels)) + bits - found, log2(float(best))), log2(float(most)))
         # Where the estimate stands still between the two, halve their distance.
         if _ops.kernels.levels_of_bits(guess) in (best, levels):
-            guess = math.log2((best + most + 1) / 2)
+            guess = log2((best + most + 1) / 2)
     return best
 
 
@@ -85,7 +86,7 @@ def estimate_entropy(tensor: torch.Tensor, *, bits: int = 4, sample_fraction: fl
         If there is NaN or infinity.
     """
     config = CompressionConfig(entropy_bits=bits, sample_fraction=sample_fraction)
-    x = tensor.detach().reshape(-1).contiguous()
+    x = tensor.detach().resolve_neg().reshape(-1).contiguous()
     if x.numel() == 0:
         raise ValueError("expected at least one value, got an empty tensor")
     lo, hi, finite = _ops.value_range(x)

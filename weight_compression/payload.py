@@ -22,7 +22,7 @@ from weight_compression.errors import (
     UnsupportedVersionError,
 )
 
-__all__ = ["DTYPES", "RAW_BLOCK_BYTES", "Header", "Mode", "header_size", "parse_header", "write_header"]
+__all__ = ["DTYPES", "RAW_BLOCK_BYTES", "Header", "Mode", "header_size", "is_less", "parse_header", "write_header"]
 
 MAGIC = b"PLWC"
 VERSION = 0
@@ -171,7 +171,7 @@ def parse_header(data: np.ndarray, *, whole: bool = True) -> Header:
         raise BadShapeError(f"expected at most {MAX_DIMENSIONS} dimensions, got {dimensions}")
     shape = struct.unpack(f"<{dimensions}Q", reader.take(8 * dimensions, "shape"))
     numel = math.prod(shape)
-    if numel > MAX_NUMEL or any(size > 1 << 62 for size in shape):
+    if math.prod(size for size in shape if size > 0) > MAX_NUMEL:
         raise BadShapeError(f"expected at most {MAX_NUMEL} elements, got shape {shape}")
     fields, packed = _parse_mode(reader, mode, dtype, numel)
     table = reader.take(8 * block_count(mode, numel, dtype.itemsize), "block table")
@@ -202,8 +202,8 @@ def _parse_mode(reader: _Reader, mode: Mode, dtype: torch.dtype, numel: int) -> 
     lo, hi, levels, entropy, length_bytes, zero = _QUANTISED.unpack(reader.take(_QUANTISED.size, "quantiser"))
     if dtype not in _ops.DTYPE_CODES or numel == 0:
         raise BadHeaderError(f"expected {mode.name.lower()} mode of floating point values, got {numel} of {dtype}")
-    if not (math.isfinite(lo) and math.isfinite(hi) and lo < hi):
-        raise BadHeaderError(f"expected finite lo < hi, got {lo} and {hi}")
+    if not (math.isfinite(lo) and math.isfinite(hi) and is_less(lo, hi)):
+        raise BadHeaderError(f"expected finite lo < hi, neither of them -0, got {lo} and {hi}")
     if not (_is_exact(lo, dtype) and _is_exact(hi, dtype)):
         raise BadHeaderError(f"expected lo and hi that are values of {dtype}, got {lo} and {hi}")
     most = _ops.MAX_CODED_LEVELS if mode == Mode.ENTROPY else _ops.MAX_LEVELS
@@ -213,6 +213,15 @@ def _parse_mode(reader: _Reader, mode: Mode, dtype: torch.dtype, numel: int) -> 
         raise BadHeaderError(f"expected an entropy and reserved zeros, got {entropy}, {zero}, {length_bytes}")
     packed = reader.take(length_bytes, "code lengths")
     return {"lo": lo, "hi": hi, "levels": levels, "entropy": entropy}, packed
+
+
+def is_less(lo: float, hi: float) -> bool:
+    """lo < hi for finite numbers but -0, compared as the integers of their bits: a thread may flush denormals."""
+    a, b = struct.unpack("<qq", struct.pack("<dd", lo, hi))
+    smallest = -(1 << 63)
+    if smallest in (a, b):
+        return False
+    return (a if a >= 0 else smallest - a) < (b if b >= 0 else smallest - b)
 
 
 # Digits of the mantissa, and the exponent of the smallest number.

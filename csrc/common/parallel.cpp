@@ -8,6 +8,8 @@
 #include <mutex>
 #include <thread>
 
+#include "common/exact_denormals.h"
+
 namespace platonic {
 namespace {
 
@@ -68,6 +70,7 @@ private:
 
     void serve() {
         inside_task = true;
+        const ExactDenormals exact;  // a new thread begins with the mode of the one that started it
         std::unique_lock<std::mutex> hold(lock_);
         for (;;) {
             wake_.wait(hold, [this] { return job_ != nullptr && seats_ > 0; });

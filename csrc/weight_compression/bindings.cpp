@@ -105,10 +105,10 @@ void bind_weight_compression(py::module_& m) {
     m.def(
         "encode_blocks",
         [](int dtype, int64_t n, uintptr_t x, double lo, double hi, int64_t levels, uintptr_t lengths, int bits,
-           uintptr_t out, uintptr_t table, int threads) {
+           uintptr_t out, int64_t room, uintptr_t table, int threads) {
             py::gil_scoped_release release;
             return cpu::encode_blocks(values(dtype, n, x), lo, hi, {levels, pointer<const uint8_t>(lengths), bits},
-                                      pointer<uint8_t>(out), pointer<BlockEntry>(table), on_cpu(threads));
+                                      pointer<uint8_t>(out), room, pointer<BlockEntry>(table), on_cpu(threads));
         },
         "Writes blocks and their table; returns the blocks' bytes.");
     m.def(

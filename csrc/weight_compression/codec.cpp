@@ -8,10 +8,7 @@
 #include <thread>
 #include <vector>
 
-#if defined(__SSE2__)
-#include <xmmintrin.h>
-#endif
-
+#include "common/exact_denormals.h"
 #include "common/parallel.h"
 #include "weight_compression/crc32c.h"
 #include "weight_compression/huffman_simd.h"
@@ -27,19 +24,6 @@ constexpr int64_t most_read = 2 * chunk;  // bytes that a block's rows may take 
 
 int64_t pieces(int64_t n, int64_t size) { return n / size + (n % size != 0); }
 int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
-// Denormals as they are for as long as it lives, whatever the calling thread does with them elsewhere
-// (torch.set_flush_denormal): payloads must not depend on who makes them. The pool's own threads never flush.
-class ExactDenormals {
-#if defined(__SSE2__)
-public:
-    ExactDenormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ & ~0x8040u); }
-    ~ExactDenormals() { _mm_setcsr(saved_); }
-
-private:
-    unsigned saved_;
-#endif
-};
 
 // Memory of a thread that outlives the call: what a task needs would cost more to ask for than to fill.
 template <class T, int slot>
@@ -194,8 +178,8 @@ BlockEntry write_block(const EncodePair& pair, int h, const uint32_t* words, uin
     return {static_cast<uint32_t>(bytes), crc32c(0, out, bytes)};
 }
 
-int64_t encode_coded(const Values& x, const Quantization& z, const uint8_t* lengths, uint8_t* out, BlockEntry* table,
-                     const Launch& on) {
+int64_t encode_coded(const Values& x, const Quantization& z, const uint8_t* lengths, uint8_t* out, int64_t room,
+                     BlockEntry* table, const Launch& on) {
     CanonicalCode code;
     if (!make_canonical(lengths, z.levels, &code))
         throw std::invalid_argument("encode: the code lengths are not those of a complete code");
@@ -206,31 +190,45 @@ int64_t encode_coded(const Values& x, const Quantization& z, const uint8_t* leng
     const Encoder encoder{x, z, tables[0], fused};
     const int64_t blocks = block_count(x.n), tasks = (blocks + 1) / 2;
     Chain chain(tasks);
-    parallel_for(tasks, on.threads, [&](int64_t task) {
+    std::atomic<bool> fits{true};
+    const auto encode = [&](int64_t task) {
         constexpr int64_t most = (max_block_bytes - block_state_bytes) / 2 + stream_lanes;
         uint32_t* buffer = thread_buffer<uint32_t, 0>(2 * most);
         uint32_t* words[2] = {buffer, buffer + most};
-        EncodePair pair[2];
+        EncodePair pair;
         const int64_t block = 2 * task;
         const bool next = block + 1 < blocks;
         const bool together = next && symbols_of_block(x.n, block + 1) == block_symbols;
-        encoder.run(block, together, pair[0], words);
-        int64_t begin = chain.begin_of(task);
-        if (next && !together) {
-            // A last block that is shorter than its neighbour goes by itself, after the neighbour has been written.
-            table[block] = write_block(pair[0], 0, words[0], out + begin);
-            begin += table[block].bytes;
-            encoder.run(block + 1, false, pair[1], words);
-            table[block + 1] = write_block(pair[1], 0, words[0], out + begin);
-            chain.set_end(task, begin + table[block + 1].bytes);
-            return;
+        encoder.run(block, together, pair, words);
+        const auto bytes = [&](int h) { return block_state_bytes + 2 * (pair.next[h] - words[h]); };
+        const int64_t begin = chain.begin_of(task), middle = begin + bytes(0);
+        const int64_t end = together ? middle + bytes(1) : middle;
+        if (end > room) {
+            fits = false;
+            return chain.set_end(task, room + 1);
         }
-        const int64_t first = block_state_bytes + 2 * (pair[0].next[0] - words[0]);
-        const int64_t second = next ? block_state_bytes + 2 * (pair[0].next[1] - words[1]) : 0;
-        chain.set_end(task, begin + first + second);
-        table[block] = write_block(pair[0], 0, words[0], out + begin);
-        if (next) table[block + 1] = write_block(pair[0], 1, words[1], out + begin + first);
+        if (!next || together) chain.set_end(task, end);
+        table[block] = write_block(pair, 0, words[0], out + begin);
+        if (together) table[block + 1] = write_block(pair, 1, words[1], out + middle);
+        if (!next || together) return;
+        // A last block that is shorter than its neighbour goes by itself, after the neighbour has been written.
+        encoder.run(block + 1, false, pair, words);
+        if (middle + bytes(0) > room) {
+            fits = false;
+            return chain.set_end(task, room + 1);
+        }
+        table[block + 1] = write_block(pair, 0, words[0], out + middle);
+        chain.set_end(task, middle + bytes(0));
+    };
+    parallel_for(tasks, on.threads, [&](int64_t task) {
+        try {
+            encode(task);
+        } catch (...) {
+            chain.set_end(task, room + 1);  // nobody waits for what will not come
+            throw;
+        }
     });
+    if (!fits) throw std::runtime_error("encode: the tensor was changed while it was being compressed");
     return chain.total();
 }
 
@@ -261,11 +259,11 @@ int64_t encode_fixed(const Values& x, const Quantization& z, int bits, uint8_t* 
 
 }  // namespace
 
-int64_t encode_blocks(const Values& x, double lo, double hi, const Coding& coding, uint8_t* out, BlockEntry* table,
-                      const Launch& on) {
+int64_t encode_blocks(const Values& x, double lo, double hi, const Coding& coding, uint8_t* out, int64_t room,
+                      BlockEntry* table, const Launch& on) {
     const ExactDenormals exact;
     const Quantization z = make_quantization(x.dtype, lo, hi, coding.levels);
-    return coding.lengths ? encode_coded(x, z, coding.lengths, out, table, on)
+    return coding.lengths ? encode_coded(x, z, coding.lengths, out, room, table, on)
                           : encode_fixed(x, z, coding.bits, out, table, on);
 }
 

@@ -45,10 +45,11 @@ void sample_counts(const Values& x, double lo, double hi, int64_t bins, double f
 // counts[levels] of all symbols.
 void symbol_counts(const Values& x, double lo, double hi, int64_t levels, int64_t* counts, const Launch& on);
 
-// Writes the blocks one behind the other and returns their bytes. `out` has room for coded_bytes_bound(n, total bits)
-// bytes, or, for fixed bits, fixed_bytes(n, bits); table for block_count(n) entries.
-int64_t encode_blocks(const Values& x, double lo, double hi, const Coding& coding, uint8_t* out, BlockEntry* table,
-                      const Launch& on);
+// Writes the blocks one behind the other and returns their bytes. `out` has `room` bytes: coded_bytes_bound(n, total
+// bits) or, for fixed bits, fixed_bytes(n, bits); table for block_count(n) entries. Throws std::runtime_error if the
+// values need more, which they do only if they have changed since they were counted.
+int64_t encode_blocks(const Values& x, double lo, double hi, const Coding& coding, uint8_t* out, int64_t room,
+                      BlockEntry* table, const Launch& on);
 
 // The inverse into `out`, of n elements. `data` is `size` bytes, which the table's blocks fill exactly. With `check`,
 // checksums are compared before a block is decoded, and before anything is added when accumulating.

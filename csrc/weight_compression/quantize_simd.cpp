@@ -128,10 +128,15 @@ Range range_of(const T* x, int64_t count) {
 
 // ---- symbols ----
 
+// The minimum never decides anything unless the tensor is being changed by another thread since its range was taken:
+// then it keeps symbols inside of the tables.
 template <class R, class Q>
-PLATONIC_INLINE void quantize_all(const Q& z, const R* x, int64_t count, uint16_t* symbols) {
-    for (int64_t i = 0; i < count; ++i)
-        symbols[i] = static_cast<uint16_t>(static_cast<int32_t>((x[i] * z.pre - z.low) * z.factor));
+PLATONIC_INLINE void quantize_all(const Q& z, int64_t levels, const R* x, int64_t count, uint16_t* symbols) {
+    const uint32_t last = static_cast<uint32_t>(levels - 1);
+    for (int64_t i = 0; i < count; ++i) {
+        const uint32_t q = static_cast<uint32_t>(static_cast<int32_t>((x[i] * z.pre - z.low) * z.factor));
+        symbols[i] = static_cast<uint16_t>(q < last ? q : last);
+    }
 }
 
 void count_plain(const uint16_t* symbols, int64_t count, int64_t* counts, int64_t levels, uint32_t* tables) {
@@ -156,6 +161,7 @@ void count_pairs(const float* x, const Quantizer<float>& z, int64_t levels, int6
     if (stride % 64 == 0) stride += 32;
     alignas(64) uint32_t index[batch / 2];
     const __m512 low = _mm512_set1_ps(z.low), factor = _mm512_set1_ps(z.factor);
+    const __m512i last = _mm512_set1_epi16(static_cast<int16_t>(levels - 1));  // see quantize_all
     const __m512i weights = _mm512_set1_epi32(static_cast<int32_t>(1 | stride << 16));
     for (int64_t begin = 0; begin < count; begin += fold_every) {
         const int64_t end = begin + fold_every < count ? begin + fold_every : count;
@@ -166,7 +172,8 @@ void count_pairs(const float* x, const Quantizer<float>& z, int64_t levels, int6
                     _mm512_cvttps_epi32(_mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(x + i + k), low), factor));
                 const __m512i b =
                     _mm512_cvttps_epi32(_mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(x + i + k + 16), low), factor));
-                _mm512_store_si512(index + k / 2, _mm512_madd_epi16(_mm512_packus_epi32(a, b), weights));
+                _mm512_store_si512(index + k / 2,
+                                   _mm512_madd_epi16(_mm512_min_epu16(_mm512_packus_epi32(a, b), last), weights));
             }
             const float* ahead = x + i + 1024;
             for (int64_t k = 0; k < size / 2; k += 16) {
@@ -228,14 +235,14 @@ Range value_range(const Values& x, int64_t first, int64_t count) {
 
 void quantize_chunk(const Values& x, const Quantization& z, int64_t first, int64_t count, uint16_t* symbols) {
     if (x.dtype == DType::float32)
-        return quantize_all(z.single, static_cast<const float*>(x.data) + first, count, symbols);
+        return quantize_all(z.single, z.levels, static_cast<const float*>(x.data) + first, count, symbols);
     if (x.dtype == DType::float64)
-        return quantize_all(z.dual, static_cast<const double*>(x.data) + first, count, symbols);
+        return quantize_all(z.dual, z.levels, static_cast<const double*>(x.data) + first, count, symbols);
     float values[chunk];
     for (int64_t i = 0; i < count; i += chunk) {
         const int64_t size = count - i < chunk ? count - i : chunk;
         load_floats(x, first + i, size, values);
-        quantize_all(z.single, values, size, symbols + i);
+        quantize_all(z.single, z.levels, values, size, symbols + i);
     }
 }
 

@@ -29,10 +29,10 @@ constexpr int64_t max_block_bytes = block_state_bytes + 2 * stream_lanes + block
 
 PLATONIC_HD int64_t block_count(int64_t n) { return n / block_symbols + (n % block_symbols != 0); }
 
-// More than the bytes of all blocks of n symbols whose codes have so many bits together: per lane 32 bits of state,
-// and words for its codes and its 16 zero bits, less the at least 16 bits that the state holds.
+// Not less than the bytes of all blocks of n symbols whose codes have so many bits together: a lane of b bits has 32
+// bits of state and b / 16 words, rounded down.
 PLATONIC_HD int64_t coded_bytes_bound(int64_t n, int64_t bits) {
-    return block_count(n) * (block_state_bytes + 2 * stream_lanes) + bits / 8 + 2;
+    return block_count(n) * block_state_bytes + (bits + 7) / 8;
 }
 
 }  // namespace platonic
