@@ -107,7 +107,7 @@ def decode_blocks(
     scale: float,
     check: bool,
 ) -> tuple[int, int]:
-    """Decodes uint8 data into flat `out`; returns (0 ok, 1 checksum, 2 malformed) and the first block that failed.
+    """Decodes uint8 data into flat `out`; returns (0 ok, 1 checksum, 2 malformed) and a block that failed.
 
     The table's sizes add up to the data's.
     """

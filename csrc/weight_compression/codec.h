@@ -31,7 +31,7 @@ enum class DecodeStatus : int { ok = 0, checksum = 1, malformed = 2 };
 
 struct DecodeResult {
     DecodeStatus status;
-    int64_t block;  // the first that failed
+    int64_t block;  // one that failed: the lowest of those that were looked at
 };
 
 namespace cpu {
