@@ -6,7 +6,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c re
 NATIVE := $(shell find csrc -type f) setup.py pyproject.toml
 PYTHON_SOURCES := platonic_core platonic weight_compression python_tests benchmarks examples setup.py
 
-.PHONY: demo test bench gpu-check lint format clean
+.PHONY: demo test bench gpu-check fuzz lint format clean
 
 demo: $(VENV)/.plot
 	$(BIN)/python examples/digits.py --plot demo.png
@@ -34,6 +34,23 @@ gpu-check:
 	  $(PYTHON) setup.py -q build_ext --inplace
 	$(PYTHON) -m pytest -q -k cuda python_tests
 	$(PYTHON) -m benchmarks --device cuda
+
+# The decoder of weight_compression under sanitizers (x86-64; CXX=clang++ works too).
+FUZZ_FLAGS := -std=c++17 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -ffp-contract=off -pthread -Icsrc
+FUZZ_AVX2 := -mavx2 -mfma
+FUZZ_AVX512 := -mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -mprefer-vector-width=512
+CXX ?= c++
+fuzz:
+	mkdir -p build/fuzz
+	for file in csrc/weight_compression/*_simd.cpp; do \
+	  name=build/fuzz/$$(basename $$file .cpp); \
+	  $(CXX) $(FUZZ_FLAGS) -DPLATONIC_ISA=scalar -c $$file -o $$name.scalar.o && \
+	  $(CXX) $(FUZZ_FLAGS) $(FUZZ_AVX2) -DPLATONIC_ISA=avx2 -c $$file -o $$name.avx2.o && \
+	  $(CXX) $(FUZZ_FLAGS) $(FUZZ_AVX512) -DPLATONIC_ISA=avx512 -c $$file -o $$name.avx512.o || exit 1; \
+	done
+	$(CXX) $(FUZZ_FLAGS) benchmarks/fuzz_decoder.cpp csrc/weight_compression/codec.cpp csrc/weight_compression/code_lengths.cpp \
+	  csrc/weight_compression/huffman_tables.cpp csrc/common/cpu.cpp csrc/common/parallel.cpp build/fuzz/*.o -o build/fuzz/decoder
+	build/fuzz/decoder
 
 clean:
 	rm -rf build dist *.egg-info $(VENV) platonic_core/*.so
