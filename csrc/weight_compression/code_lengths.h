@@ -18,7 +18,7 @@ PLATONIC_HD int length_limit(int64_t levels) { return levels <= 256 ? 13 : 14; }
 
 // lengths[s] of every symbol with counts[s] > 0, at least two of them, by package-merge with the limit
 // length_limit(levels); 0 for the others. Among equal weights the lower symbol counts as the smaller, and a symbol as
-// smaller than a package: that makes the lengths unique. `scratch` holds code_lengths_scratch(levels) elements.
+// smaller than a package: that makes the lengths unique.
 void code_lengths(const int64_t* counts, int64_t levels, uint8_t* lengths);
 
 // First canonical code and first rank (position among symbols sorted by length, then symbol) of every length.

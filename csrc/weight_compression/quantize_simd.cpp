@@ -139,14 +139,12 @@ PLATONIC_INLINE void quantize_all(const Q& z, int64_t levels, const R* x, int64_
     }
 }
 
-void count_plain(const uint16_t* symbols, int64_t count, int64_t* counts, int64_t levels, uint32_t* tables) {
-    // Four tables, so that runs of one symbol do not wait for each other.
-    uint32_t* t[4] = {tables, tables + levels, tables + 2 * levels, tables + 3 * levels};
+// Into four tables of `levels` counters, so that runs of one symbol do not wait for each other.
+void count_plain(const uint16_t* symbols, int64_t count, int64_t levels, uint32_t* tables) {
     int64_t i = 0;
     for (; i + 4 <= count; i += 4)
-        for (int k = 0; k < 4; ++k) ++t[k][symbols[i + k]];
-    for (; i < count; ++i) ++t[0][symbols[i]];
-    (void)counts;
+        for (int k = 0; k < 4; ++k) ++tables[k * levels + symbols[i + k]];
+    for (; i < count; ++i) ++tables[symbols[i]];
 }
 
 #if defined(__AVX512BW__)
@@ -264,7 +262,7 @@ void count_symbols(const Values& x, const Quantization& z, int64_t first, int64_
         const int64_t size = count - done < chunk ? count - done : chunk;
         quantize_chunk(x, z, first + done, size, symbols);
         if (tables)
-            count_plain(symbols, size, counts, z.levels, table);
+            count_plain(symbols, size, z.levels, table);
         else
             for (int64_t i = 0; i < size; ++i) ++counts[symbols[i]];
     }
