@@ -301,8 +301,7 @@ def test_values_that_change_while_they_are_coded_do_not_overflow():
         _C.limit_isa(isa)
         for wild in (x, torch.full_like(x, float(x.max())), x * 1e30, torch.full_like(x, float("nan"))):
             out = torch.zeros(100_000 + 64, dtype=torch.uint8)
-            with pytest.raises(RuntimeError, match="changed while"):
-                _ops.encode_blocks(wild, scheme, lengths, None, out[:100_000])
+            assert _ops.encode_blocks(wild, scheme, lengths, None, out[:100_000])[0] == -1
             assert not out[100_000:].any()
             assert int(_ops.symbol_counts(wild, scheme).sum()) == x.numel()
     _C.limit_isa("")

@@ -83,7 +83,13 @@ def _values(x: torch.Tensor) -> tuple[int, int, int]:
 
 def value_range(x: torch.Tensor) -> tuple[float, float, bool]:
     """(smallest, largest, whether all are finite) of x [n], n >= 1."""
-    return kernels.value_range(*_values(x), where(x)[1])
+    return kernels.value_range(*_values(x), 1.0, 0, where(x)[1])
+
+
+def range_and_sample(x: torch.Tensor, fraction: float) -> tuple[float, float, bool, torch.Tensor]:
+    """The same, and the values that levels are chosen from (FORMAT.md), in new memory."""
+    sample = torch.empty(kernels.sample_size(x.numel(), fraction), dtype=x.dtype)
+    return *kernels.value_range(*_values(x), fraction, sample.data_ptr(), where(x)[1]), sample
 
 
 def group_ranges(x: torch.Tensor, group_size: int) -> np.ndarray:
@@ -100,9 +106,11 @@ def count_outside(x: torch.Tensor, lo: float, hi: float) -> np.ndarray:
     return counts
 
 
-def sample_counts(x: torch.Tensor, scheme: Scheme, fraction: float) -> list[int]:
+def sample_counts(x: torch.Tensor, sample: torch.Tensor, scheme: Scheme, fraction: float) -> list[int]:
     """Numbers of symbols in the sample of x [n] that its entropy is estimated from."""
-    return kernels.sample_counts(*_values(x), scheme.fields(), fraction)
+    if scheme.ranges is not None:  # a value's symbol depends on its group
+        return kernels.sample_counts(*_values(x), scheme.fields(), fraction)
+    return symbol_counts(sample, scheme).tolist()
 
 
 def symbol_counts(x: torch.Tensor, scheme: Scheme) -> torch.Tensor:
@@ -155,7 +163,7 @@ def unpack_lengths(packed: bytes, levels: int) -> torch.Tensor | None:
 def encode_blocks(
     x: torch.Tensor, scheme: Scheme, lengths: torch.Tensor | None, escapes: np.ndarray | None, out: torch.Tensor
 ) -> tuple[int, np.ndarray]:
-    """Codes x into `out` (uint8, large enough); returns bytes written and the table, uint32 [blocks, 2].
+    """Codes x into `out`, uint8; returns bytes written, -1 if there is not enough room, and the table, uint32 [blocks, 2].
 
     `escapes` is what :func:`count_outside` found, where the scheme clamps.
     """

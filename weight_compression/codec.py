@@ -38,6 +38,7 @@ __all__ = ["PayloadInfo", "compress", "compress_bound", "decompress", "payload_i
 Bytes: TypeAlias = torch.Tensor | np.ndarray | bytes | bytearray | memoryview
 
 DEFAULT_MAX_BYTES = 1 << 34
+SAMPLE_CODED = 1 << 20  # from so many values on a code of the sample saves time, and the sample is large enough
 _NONFINITE = "expected finite values, got NaN or infinity; nonfinite='raw' stores such tensors exactly"
 
 
@@ -97,19 +98,27 @@ def compress(tensor: torch.Tensor, config: CompressionConfig | None = None) -> t
         return _compress_exactly(x, shape, config)
     if x.dtype not in _ops.DTYPE_CODES:
         return _compress_raw(x, shape)
-    lo, hi, finite = _ops.value_range(x)
+    lo, hi, finite, sample = _ops.range_and_sample(x, config.sample_fraction)
     if not finite:
         if config.nonfinite == "raise":
             raise NonFiniteError(_NONFINITE)
         return _compress_raw(x, shape)
     if not is_less(lo, hi):
         return _compress_constant(x, shape, config)
-    scheme = choose_ranges(x, shape, config, lo, hi)
-    entropy = sample_entropy(x, scheme, config.entropy_bits, config.sample_fraction)
+    scheme = choose_ranges(x, sample, shape, config, lo, hi)
+    entropy = sample_entropy(x, sample, scheme, config.entropy_bits, config.sample_fraction)
     levels = choose_levels(x, config, scheme, entropy)
     if levels is None:
         return _compress_raw(x, shape)
-    return _compress_quantised(x, shape, scheme.with_levels(levels), entropy)
+    scheme = scheme.with_levels(levels)
+    if config.code_from == "sample" and x.numel() >= SAMPLE_CODED and scheme.ranges is None:
+        payload = _compress_quantised(x, shape, scheme, entropy, sample)
+        if payload is not None:
+            return payload
+    payload = _compress_quantised(x, shape, scheme, entropy, None)
+    if payload is None:
+        raise RuntimeError("compress: the tensor was changed while it was being compressed")
+    return payload
 
 
 def compress_bound(numel: int, dtype: torch.dtype = torch.float32, dimensions: int = 64) -> int:
@@ -149,7 +158,10 @@ def _compress_exactly(x: torch.Tensor, shape: tuple[int, ...], config: Compressi
     return _compress_raw(x, shape) if payload is None else payload
 
 
-def _compress_quantised(x: torch.Tensor, shape: tuple[int, ...], scheme: _ops.Scheme, entropy: float) -> torch.Tensor:
+def _compress_quantised(
+    x: torch.Tensor, shape: tuple[int, ...], scheme: _ops.Scheme, entropy: float, sample: torch.Tensor | None
+) -> torch.Tensor | None:
+    """With the code of the sample, or of all values if there is none. None if that code is not good enough."""
     n = x.numel()
     escapes, beside = None, 0
     if scheme.clamp:
@@ -160,10 +172,10 @@ def _compress_quantised(x: torch.Tensor, shape: tuple[int, ...], scheme: _ops.Sc
     ways: dict[Mode, tuple[bytes, torch.Tensor | None, int]] = {}
     ways[Mode.FIXED] = (pack_quantiser(scheme, entropy, b""), None, fixed)
     if scheme.levels <= _ops.MAX_CODED_LEVELS:
-        counts = _ops.symbol_counts(x, scheme)
+        counts = _ops.symbol_counts(x if sample is None else sample, scheme)
         if int((counts > 0).sum()) > 1:
-            code = _ops.code_lengths(counts)
-            coded = _ops.kernels.coded_bytes_bound(n, int((counts * code).sum())) + beside
+            bits, code = _coded_bits(counts, n, sample)
+            coded = _ops.kernels.coded_bytes_bound(n, bits) + beside
             ways[Mode.ENTROPY] = (pack_quantiser(scheme, entropy, _ops.pack_lengths(code)), code, coded)
 
     def start(mode: Mode) -> int:
@@ -172,15 +184,29 @@ def _compress_quantised(x: torch.Tensor, shape: tuple[int, ...], scheme: _ops.Sc
     sizes = {mode: start(mode) + room for mode, (_, _, room) in ways.items()}
     sizes[Mode.RAW] = compress_bound(n, x.dtype, len(shape))
     mode = min(sizes, key=lambda m: (sizes[m], m))
+    if sample is not None and mode != Mode.ENTROPY:
+        return None
     if mode == Mode.RAW:
         return _compress_raw(x, shape)
     own, lengths, _ = ways[mode]
     payload = empty([sizes[mode]], torch.uint8)
     size, table = _ops.encode_blocks(x, scheme, lengths, escapes, payload[start(mode) :])
+    if size < 0:
+        return None
     end = start(mode) + size
     payload[: start(mode)] = torch.from_numpy(write_header(mode, x.dtype, shape, own, table, escapes).copy())
     payload[end:] = 0  # the few bytes that the bound was too high stay behind the view's end
     return payload[:end]
+
+
+def _coded_bits(counts: torch.Tensor, n: int, sample: torch.Tensor | None) -> tuple[int, torch.Tensor]:
+    """Bits that n values take, and the code; of a sample's counts, those that they are given."""
+    if sample is None:
+        lengths = _ops.code_lengths(counts)
+        return int((counts * lengths).sum()), lengths
+    # What the sample lacks may be among the rest: it gets a code, as if it were 64 times rarer than what was seen once.
+    lengths = _ops.code_lengths(64 * counts + 1)
+    return int((counts * lengths).sum() * n / sample.numel() * 1.001) + 8 * n // 1000, lengths
 
 
 def _as_bytes(payload: Bytes) -> np.ndarray:

@@ -15,9 +15,9 @@ from weight_compression.ranges import half_width
 __all__ = ["choose_levels", "estimate_entropy", "sample_entropy"]
 
 
-def sample_entropy(x: torch.Tensor, scheme: _ops.Scheme, bits: int, fraction: float) -> float:
-    """Entropy in bits of a sample of flat x, quantised to 2^bits levels."""
-    return _ops.kernels.histogram_entropy(_ops.sample_counts(x, scheme.with_levels(1 << bits), fraction))
+def sample_entropy(x: torch.Tensor, sample: torch.Tensor, scheme: _ops.Scheme, bits: int, fraction: float) -> float:
+    """Entropy in bits of the sample of flat x, quantised to 2^bits levels."""
+    return _ops.kernels.histogram_entropy(_ops.sample_counts(x, sample, scheme.with_levels(1 << bits), fraction))
 
 
 def choose_levels(x: torch.Tensor, config: CompressionConfig, scheme: _ops.Scheme, entropy: float) -> int | None:
@@ -92,9 +92,9 @@ def estimate_entropy(tensor: torch.Tensor, *, bits: int = 4, sample_fraction: fl
     x = tensor.detach().resolve_neg().reshape(-1).contiguous()
     if x.numel() == 0:
         raise ValueError("expected at least one value, got an empty tensor")
-    lo, hi, finite = _ops.value_range(x)
+    lo, hi, finite, sample = _ops.range_and_sample(x, sample_fraction)
     if not finite:
         raise NonFiniteError("expected finite values, got NaN or infinity")
     if not is_less(lo, hi):
         return 0.0
-    return sample_entropy(x, _ops.Scheme(lo=lo, hi=hi), config.entropy_bits, config.sample_fraction)
+    return sample_entropy(x, sample, _ops.Scheme(lo=lo, hi=hi), config.entropy_bits, config.sample_fraction)

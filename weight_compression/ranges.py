@@ -15,7 +15,7 @@ __all__ = ["choose_ranges", "half_width"]
 
 
 def choose_ranges(
-    x: torch.Tensor, shape: tuple[int, ...], config: CompressionConfig, lo: float, hi: float
+    x: torch.Tensor, sample: torch.Tensor, shape: tuple[int, ...], config: CompressionConfig, lo: float, hi: float
 ) -> _ops.Scheme:
     """The scheme, still without levels, of flat finite x whose range is lo < hi."""
     whole = _ops.Scheme(lo=lo, hi=hi)
@@ -25,14 +25,13 @@ def choose_ranges(
     if 0 < size < x.numel():
         return _ops.Scheme(lo=lo, hi=hi, group_size=size, ranges=_ops.group_ranges(x, size))
     if config.clip_quantile is not None:
-        return _clipped(x, config.clip_quantile, config.sample_fraction, whole)
+        return _clipped(sample, config.clip_quantile, whole)
     return whole
 
 
-def _clipped(x: torch.Tensor, quantile: float, fraction: float, whole: _ops.Scheme) -> _ops.Scheme:
+def _clipped(sample: torch.Tensor, quantile: float, whole: _ops.Scheme) -> _ops.Scheme:
     """The sample's range without its outermost values; the whole where that has no width."""
-    sample = _sample(x, fraction)
-    bits = sample.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.dtype.itemsize]).numpy()
+    bits = sample.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[sample.dtype.itemsize]).numpy()
     # Integers that ascend with the numbers, since comparing those depends on whether the thread flushes denormals.
     # Twice the same: of an integer below 0 all bits but the sign's are inverted.
     inverted = np.iinfo(bits.dtype).max
@@ -42,18 +41,9 @@ def _clipped(x: torch.Tensor, quantile: float, fraction: float, whole: _ops.Sche
         return whole
     order.partition((cut, len(order) - 1 - cut))
     ends = order[[cut, len(order) - 1 - cut]]
-    values = torch.from_numpy(np.where(ends < 0, ends ^ inverted, ends)).view(x.dtype)
+    values = torch.from_numpy(np.where(ends < 0, ends ^ inverted, ends)).view(sample.dtype)
     lo, hi = (_ops.value_range(value)[0] for value in values.split(1))
     return _ops.Scheme(lo=lo, hi=hi, clamp=True) if is_less(lo, hi) else whole
-
-
-def _sample(x: torch.Tensor, fraction: float) -> torch.Tensor:
-    """The values that the entropy is estimated from too (FORMAT.md), in new memory."""
-    n = x.numel()
-    if n <= _ops.kernels.sample_everything:
-        return x.clone()
-    runs, run = _ops.kernels.sample_runs(n, fraction), _ops.kernels.sample_run
-    return x.as_strided((runs, run), (n // runs, 1), x.storage_offset()).reshape(-1)
 
 
 def half_width(scheme: _ops.Scheme, dtype: torch.dtype) -> float:

@@ -58,12 +58,12 @@ void bind_weight_compression(py::module_& m) {
     m.attr("max_coded_levels") = max_coded_levels;
     m.attr("max_block_bytes") = max_block_bytes;
     m.attr("sample_everything") = sample_everything;
-    m.attr("sample_run") = sample_run;
     m.def("coded_bytes_bound", &coded_bytes_bound, py::arg("n"), py::arg("bits"));
     m.def("fixed_bits", &fixed_bits, py::arg("levels"));
     m.def("fixed_bytes", &fixed_bytes, py::arg("n"), py::arg("bits"));
     m.def("length_limit", &length_limit, py::arg("levels"));
     m.def("levels_of_bits", &levels_of_bits, py::arg("bits"));
+    m.def("sample_size", &cpu::sample_size, py::arg("n"), py::arg("fraction"));
     m.def("sample_runs", &sample_runs, py::arg("n"), py::arg("fraction"));
     m.def("exact_log2", &exact_log2, py::arg("x"));
     m.def("exact_exp2", &exact_exp2, py::arg("x"));
@@ -75,15 +75,12 @@ void bind_weight_compression(py::module_& m) {
         py::arg("counts"));
     m.def(
         "value_range",
-        [](int dtype, int64_t n, uintptr_t x, int threads) {
-            Range range;
-            {
-                py::gil_scoped_release release;
-                range = cpu::value_range(values(dtype, n, x), on_cpu(threads));
-            }
+        [](int dtype, int64_t n, uintptr_t x, double fraction, uintptr_t sample, int threads) {
+            py::gil_scoped_release release;
+            const Range range = cpu::value_range(values(dtype, n, x), fraction, pointer<void>(sample), on_cpu(threads));
             return std::make_tuple(range.lo, range.hi, range.finite);
         },
-        "(lo, hi, whether all are finite) of n >= 1 values.");
+        "(lo, hi, whether all are finite) of n >= 1 values, and their sample unless its address is 0.");
     m.def(
         "group_ranges",
         [](int dtype, int64_t n, uintptr_t x, int64_t size, uintptr_t ranges, int threads) {

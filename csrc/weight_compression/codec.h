@@ -1,6 +1,6 @@
 // Compressing and decompressing the blocks of one tensor on the CPU. The pipeline:
 //
-//   value_range -> sample_counts -> (levels.h) -> symbol_counts -> code_lengths -> encode_blocks
+//   value_range -> symbol_counts of the sample -> (levels.h) -> symbol_counts -> code_lengths -> encode_blocks
 //   decode_blocks
 //
 // and of planes of bytes, which hold values exactly: symbol_counts -> code_lengths -> encode_blocks or copy_plane for
@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "common/launch.h"
+#include "weight_compression/levels.h"
 #include "weight_compression/quantize_simd.h"
 #include "weight_compression/source.h"
 #include "weight_compression/stream.h"
@@ -53,8 +54,13 @@ struct PlaneBlocks {
 
 namespace cpu {
 
-// Of all n >= 1 values.
-Range value_range(const Values& x, const Launch& on);
+// Values of the sample (see levels.h) of n.
+inline int64_t sample_size(int64_t n, double fraction) {
+    return n <= sample_everything ? n : sample_runs(n, fraction) * sample_run;
+}
+
+// Of all n >= 1 values. `sample`, if not null, gets the sample_size(n, fraction) values of the sample.
+Range value_range(const Values& x, double fraction, void* sample, const Launch& on);
 
 // ranges[2 g], ranges[2 g + 1], of the dtype of x: lo and hi of the group g of `size` values; the last may have fewer.
 void group_ranges(const Values& x, int64_t size, void* ranges, const Launch& on);
@@ -62,16 +68,15 @@ void group_ranges(const Values& x, int64_t size, void* ranges, const Launch& on)
 // How many values of each block are below lo or above hi.
 void count_outside(const Values& x, double lo, double hi, uint32_t* counts, const Launch& on);
 
-// Numbers of values of a sample (see levels.h) by symbol.
+// Numbers of values of the sample by symbol, where those depend on where in x a value is.
 void sample_counts(const Values& x, const Scheme& scheme, double fraction, int64_t* counts);
 
 // Numbers of all values by symbol.
 void symbol_counts(const Values& x, const Scheme& scheme, int64_t* counts, const Launch& on);
 
-// Writes the blocks one behind the other and returns their bytes. `out` has `room` bytes: coded_bytes_bound(n, total
-// bits) or, for fixed bits, fixed_bytes(n, bits), and those of the escapes; table for block_count(n) entries. `escapes`
-// is what count_outside found, or null; the scheme clamps if it is not. Throws std::runtime_error if the values need
-// more, which they do only if they have changed since they were counted.
+// Writes the blocks one behind the other and returns their bytes, or -1 if they are more than `room`, which has to be
+// coded_bytes_bound(n, total bits) or, for fixed bits, fixed_bytes(n, bits), and those of the escapes. table has
+// block_count(n) entries. `escapes` is what count_outside found, or null; the scheme clamps if it is not.
 int64_t encode_blocks(const Values& x, const Scheme& scheme, const Coding& coding, const uint32_t* escapes,
                       uint8_t* out, int64_t room, BlockEntry* table, const Launch& on);
 

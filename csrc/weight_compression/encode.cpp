@@ -15,8 +15,6 @@ namespace platonic {
 namespace cpu {
 namespace {
 
-constexpr const char* changed = "encode: the tensor was changed while it was being compressed";
-
 // Where the blocks of a task go is known when those of the task before are as long as they are: tasks start in
 // order, so whoever waits here waits for a task that is running.
 class Chain {
@@ -100,7 +98,7 @@ struct Escapes {
         uint16_t* positions = thread_buffer<uint16_t, 1>(block_symbols);
         const int64_t found =
             PLATONIC_DISPATCH(find_outside(x, scheme.lo, scheme.hi, first, symbols_of_block(x.n, block), positions));
-        if (found != count) throw std::runtime_error(changed);
+        if (found != count) throw std::runtime_error("encode: the tensor was changed while it was being compressed");
         memcpy(out, positions, 2 * count);  // little endian, as all processors that this is built for
         out += 2 * count;
         for (int64_t i = 0; i < count; ++i)
@@ -176,8 +174,7 @@ int64_t encode_coded(const Values& x, const Quantization& z, const uint8_t* leng
             throw;
         }
     });
-    if (!fits) throw std::runtime_error(changed);
-    return chain.total();
+    return fits ? chain.total() : -1;
 }
 
 int64_t encode_fixed(const Values& x, const Quantization& z, int bits, const Escapes& escapes, uint8_t* out,
@@ -186,7 +183,7 @@ int64_t encode_fixed(const Values& x, const Quantization& z, int bits, const Esc
     std::vector<int64_t> begin(blocks + 1);
     for (int64_t b = 0; b < blocks; ++b)
         begin[b + 1] = begin[b] + fixed_block_bytes(symbols_of_block(x.n, b), bits) + escapes.bytes(b);
-    if (begin[blocks] > room) throw std::runtime_error(changed);
+    if (begin[blocks] > room) return -1;
     parallel_for(blocks, on.threads, [&](int64_t block) {
         const int64_t n = symbols_of_block(x.n, block);
         uint8_t* const start = out + begin[block];

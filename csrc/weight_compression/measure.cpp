@@ -1,5 +1,6 @@
 // What encoding needs to know of a tensor. Sizes alone decide how it is cut: results are the same for any number of
 // threads.
+#include <cstring>
 #include <vector>
 
 #include "common/exact_denormals.h"
@@ -11,20 +12,46 @@
 namespace platonic {
 namespace cpu {
 
-Range value_range(const Values& x, const Launch& on) {
+namespace {
+
+constexpr int64_t piece = 1 << 15;  // values: what has just been read is still near when the sample is taken
+
+// Copies the runs of the sample that start in [first, end).
+void copy_runs(const Values& x, int64_t runs, int64_t first, int64_t end, char* sample) {
+    const int64_t item = item_bytes(x.dtype), apart = x.n / runs;
+    const char* data = static_cast<const char*>(x.data);
+    for (int64_t r = pieces(first, apart); r < runs && r * apart < end; ++r)
+        memcpy(sample + r * sample_run * item, data + r * apart * item, sample_run * item);
+}
+
+void widen(Range* range, const Range& other) {
+    if (other.lo < range->lo) range->lo = other.lo;
+    if (other.hi > range->hi) range->hi = other.hi;
+    range->finite = range->finite && other.finite;
+}
+
+}  // namespace
+
+Range value_range(const Values& x, double fraction, void* sample, const Launch& on) {
     const ExactDenormals exact;
+    const bool everything = x.n <= sample_everything;
+    const int64_t runs = sample && !everything ? sample_runs(x.n, fraction) : 0;
     std::vector<Range> parts(pieces(x.n, segment));
     parallel_for(static_cast<int64_t>(parts.size()), on.threads, [&](int64_t task) {
-        const int64_t first = task * segment;
-        parts[task] = PLATONIC_DISPATCH(value_range(x, first, smaller(segment, x.n - first)));
+        const int64_t begin = task * segment, end = smaller(begin + segment, x.n);
+        for (int64_t first = begin; first < end; first += piece) {
+            const int64_t stop = smaller(first + piece, end);
+            const Range range = PLATONIC_DISPATCH(value_range(x, first, stop - first));
+            if (first == begin)
+                parts[task] = range;
+            else
+                widen(&parts[task], range);
+            if (runs > 0) copy_runs(x, runs, first, stop, static_cast<char*>(sample));
+        }
     });
-    Range range = parts[0];
-    for (const Range& part : parts) {
-        if (part.lo < range.lo) range.lo = part.lo;
-        if (part.hi > range.hi) range.hi = part.hi;
-        range.finite = range.finite && part.finite;
-    }
-    return range;
+    if (sample && everything) memcpy(sample, x.data, x.n * item_bytes(x.dtype));
+    for (const Range& part : parts) widen(&parts[0], part);
+    return parts[0];
 }
 
 namespace {
