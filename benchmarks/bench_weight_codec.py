@@ -85,16 +85,15 @@ def _trained(data: str, images: Images, quick: bool, numel: int) -> torch.Tensor
 
 
 class ByteQuantiser:
-    """float32 x [n] to `levels` bytes and back, by the fastest of torch's ways.
+    """float32 x [n] to `levels` bytes of lo to hi and back, by the fastest of torch's ways.
 
     ``quantize_per_tensor`` is deprecated since torch 2.13, and left out once it is gone.
     """
 
-    def __init__(self, x: torch.Tensor, levels: int):
+    def __init__(self, x: torch.Tensor, levels: int, lo: float, hi: float):
         self.x, self.levels = x, levels
-        self.lo, hi = float(x.min()), float(x.max())
-        self.step = (hi - self.lo) / (levels - 1)
-        self.zero = round(-self.lo / self.step)
+        self.step = (hi - lo) / (levels - 1)
+        self.zero = round(-lo / self.step)
         self.scratch, self.symbols = torch.empty_like(x), torch.empty(x.numel(), dtype=torch.uint8)
         warnings.filterwarnings("ignore", message=".*quantize_per_tensor")
         ways = {"plain": (self._plain, self._plain_back)}
@@ -203,11 +202,12 @@ def _measure(x: torch.Tensor, threads: int, quick: bool) -> list[dict]:
     }
     numel = dict.fromkeys(calls, x.numel())
     peers: list[tuple[str, str | None, float]] = []  # name, what is missing, bits
-    whole = ByteQuantiser(x, min(info.levels, 256))
+    levels, lo, hi = min(info.levels, 256), float(x.min()), float(x.max())
+    whole = ByteQuantiser(x, levels, lo, hi)
     for name, make in PEERS.items():
         if make is _constriction and threads > 1:
             continue
-        quantiser = ByteQuantiser(x[:SLOW_NUMEL], whole.levels) if make is _constriction else whole
+        quantiser = ByteQuantiser(x[:SLOW_NUMEL], levels, lo, hi) if make is _constriction else whole
         try:
             encode, decode, size = make(quantiser, threads)
         except ImportError as error:
