@@ -303,3 +303,32 @@ def test_options_are_checked():
                   {"lossless": True, "clip_quantile": 0.9}):  # fmt: skip
         with pytest.raises(ValueError, match="expected"):
             wc.CompressionConfig(**wrong)
+
+
+# ---- codes of the sample ----
+
+
+def test_code_of_the_sample_costs_less_than_a_thousandth(isa):
+    x = gaussian(1 << 22).clamp(-3, 3).float()
+    payloads = [wc.compress(x, wc.CompressionConfig(full_histogram=full)) for full in (False, True)]
+    assert 1 <= payloads[0].numel() / payloads[1].numel() < 1.001
+    a, b = (parse_header(_as_bytes(p)) for p in payloads)
+    sample = _ops.range_and_sample(x, 0.03)[3]
+    np.testing.assert_array_equal(sample.numpy(), x.numpy()[reference.sample_indices(len(x), 0.03)])
+    counts = torch.bincount(torch.from_numpy(reference.quantize(sample.numpy(), a.scheme.lo, a.scheme.hi, a.levels)))
+    counts = torch.nn.functional.pad(counts, (0, a.levels - len(counts)))
+    assert torch.equal(a.lengths, _ops.code_lengths(64 * counts + 1)) and not torch.equal(a.lengths, b.lengths)
+    assert a.scheme == b.scheme and torch.equal(*(wc.decompress(p) for p in payloads))
+
+
+def test_code_of_the_sample_is_not_taken_where_it_tells_too_little():
+    big = 1 << 22
+    for x in (heavy(big).float(), (gaussian(big) > 0).float() * gaussian(big).float().clamp(-1, 1)):
+        full = wc.compress(x, wc.CompressionConfig(full_histogram=True))
+        assert wc.compress(x).numel() <= 1.001 * full.numel()
+    # Where runs of the sample are nothing like the rest, the code turns out too long, and that of all values is taken.
+    x = torch.rand(1 << 22)
+    x[reference.sample_indices(1 << 22, 0.03)] = 0.5 + 0.001 * torch.rand(len(reference.sample_indices(1 << 22, 0.03)))
+    config = wc.CompressionConfig(bits=8)
+    full = wc.compress(x, wc.CompressionConfig(bits=8, full_histogram=True))
+    assert torch.equal(wc.compress(x, config), full)

@@ -106,11 +106,14 @@ def count_outside(x: torch.Tensor, lo: float, hi: float) -> np.ndarray:
     return counts
 
 
-def sample_counts(x: torch.Tensor, sample: torch.Tensor, scheme: Scheme, fraction: float) -> list[int]:
-    """Numbers of symbols in the sample of x [n] that its entropy is estimated from."""
-    if scheme.ranges is not None:  # a value's symbol depends on its group
-        return kernels.sample_counts(*_values(x), scheme.fields(), fraction)
-    return symbol_counts(sample, scheme).tolist()
+def sample_counts(x: torch.Tensor, sample: torch.Tensor, scheme: Scheme, fraction: float) -> torch.Tensor:
+    """int64 [levels], how many values of the sample of x [n] get each symbol."""
+    if scheme.ranges is None:
+        return symbol_counts(sample, scheme)
+    # A value's symbol depends on its group, and that on where it is in x.
+    counts = torch.empty(scheme.levels, dtype=torch.int64)
+    kernels.sample_counts(*_values(x), scheme.fields(), fraction, counts.data_ptr())
+    return counts
 
 
 def symbol_counts(x: torch.Tensor, scheme: Scheme) -> torch.Tensor:

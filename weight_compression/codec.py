@@ -38,7 +38,6 @@ __all__ = ["PayloadInfo", "compress", "compress_bound", "decompress", "payload_i
 Bytes: TypeAlias = torch.Tensor | np.ndarray | bytes | bytearray | memoryview
 
 DEFAULT_MAX_BYTES = 1 << 34
-SAMPLE_CODED = 1 << 20  # from so many values on a code of the sample saves time, and the sample is large enough
 _NONFINITE = "expected finite values, got NaN or infinity; nonfinite='raw' stores such tensors exactly"
 
 
@@ -111,8 +110,9 @@ def compress(tensor: torch.Tensor, config: CompressionConfig | None = None) -> t
     if levels is None:
         return _compress_raw(x, shape)
     scheme = scheme.with_levels(levels)
-    if config.code_from == "sample" and x.numel() >= SAMPLE_CODED and scheme.ranges is None:
-        payload = _compress_quantised(x, shape, scheme, entropy, sample)
+    if x.numel() >= _ops.kernels.sample_coded_from and not config.full_histogram:
+        counts = _ops.sample_counts(x, sample, scheme, config.sample_fraction)
+        payload = _compress_quantised(x, shape, scheme, entropy, counts)
         if payload is not None:
             return payload
     payload = _compress_quantised(x, shape, scheme, entropy, None)
@@ -159,9 +159,9 @@ def _compress_exactly(x: torch.Tensor, shape: tuple[int, ...], config: Compressi
 
 
 def _compress_quantised(
-    x: torch.Tensor, shape: tuple[int, ...], scheme: _ops.Scheme, entropy: float, sample: torch.Tensor | None
+    x: torch.Tensor, shape: tuple[int, ...], scheme: _ops.Scheme, entropy: float, sampled: torch.Tensor | None
 ) -> torch.Tensor | None:
-    """With the code of the sample, or of all values if there is none. None if that code is not good enough."""
+    """With the code of all values, or of the sample's counts if they are given. None if that code does not suffice."""
     n = x.numel()
     escapes, beside = None, 0
     if scheme.clamp:
@@ -172,9 +172,8 @@ def _compress_quantised(
     ways: dict[Mode, tuple[bytes, torch.Tensor | None, int]] = {}
     ways[Mode.FIXED] = (pack_quantiser(scheme, entropy, b""), None, fixed)
     if scheme.levels <= _ops.MAX_CODED_LEVELS:
-        counts = _ops.symbol_counts(x if sample is None else sample, scheme)
-        if int((counts > 0).sum()) > 1:
-            bits, code = _coded_bits(counts, n, sample)
+        code, bits = _make_code(x, scheme, sampled)
+        if code is not None:
             coded = _ops.kernels.coded_bytes_bound(n, bits) + beside
             ways[Mode.ENTROPY] = (pack_quantiser(scheme, entropy, _ops.pack_lengths(code)), code, coded)
 
@@ -184,7 +183,7 @@ def _compress_quantised(
     sizes = {mode: start(mode) + room for mode, (_, _, room) in ways.items()}
     sizes[Mode.RAW] = compress_bound(n, x.dtype, len(shape))
     mode = min(sizes, key=lambda m: (sizes[m], m))
-    if sample is not None and mode != Mode.ENTROPY:
+    if sampled is not None and mode != Mode.ENTROPY:
         return None
     if mode == Mode.RAW:
         return _compress_raw(x, shape)
@@ -199,14 +198,17 @@ def _compress_quantised(
     return payload[:end]
 
 
-def _coded_bits(counts: torch.Tensor, n: int, sample: torch.Tensor | None) -> tuple[int, torch.Tensor]:
-    """Bits that n values take, and the code; of a sample's counts, those that they are given."""
-    if sample is None:
+def _make_code(x: torch.Tensor, scheme: _ops.Scheme, sampled: torch.Tensor | None) -> tuple[torch.Tensor | None, int]:
+    """Code lengths, and the bits that x takes or may take at most; None where there is no code."""
+    counts = _ops.symbol_counts(x, scheme) if sampled is None else sampled
+    if int((counts > 0).sum()) < 2:
+        return None, 0
+    if sampled is None:
         lengths = _ops.code_lengths(counts)
-        return int((counts * lengths).sum()), lengths
-    # What the sample lacks may be among the rest: it gets a code, as if it were 64 times rarer than what was seen once.
-    lengths = _ops.code_lengths(64 * counts + 1)
-    return int((counts * lengths).sum() * n / sample.numel() * 1.001) + 8 * n // 1000, lengths
+        return lengths, int((counts * lengths).sum())
+    lengths = _ops.code_lengths(_ops.kernels.sample_weight * counts + 1)
+    bits = _ops.kernels.sample_code_bits(scheme.levels, counts.data_ptr(), lengths.data_ptr(), x.numel())
+    return (None, 0) if bits < 0 else (lengths, bits)
 
 
 def _as_bytes(payload: Bytes) -> np.ndarray:

@@ -17,7 +17,8 @@ __all__ = ["choose_levels", "estimate_entropy", "sample_entropy"]
 
 def sample_entropy(x: torch.Tensor, sample: torch.Tensor, scheme: _ops.Scheme, bits: int, fraction: float) -> float:
     """Entropy in bits of the sample of flat x, quantised to 2^bits levels."""
-    return _ops.kernels.histogram_entropy(_ops.sample_counts(x, sample, scheme.with_levels(1 << bits), fraction))
+    counts = _ops.sample_counts(x, sample, scheme.with_levels(1 << bits), fraction)
+    return _ops.kernels.histogram_entropy(counts.tolist())
 
 
 def choose_levels(x: torch.Tensor, config: CompressionConfig, scheme: _ops.Scheme, entropy: float) -> int | None:

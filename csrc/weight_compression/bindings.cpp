@@ -97,13 +97,10 @@ void bind_weight_compression(py::module_& m) {
         "counts[blocks] of values beyond lo and hi.");
     m.def(
         "sample_counts",
-        [](int dtype, int64_t n, uintptr_t x, const py::tuple& fields, double fraction) {
-            const Scheme s = scheme(fields);
-            std::vector<int64_t> counts(s.levels);
-            cpu::sample_counts(values(dtype, n, x), s, fraction, counts.data());
-            return counts;
+        [](int dtype, int64_t n, uintptr_t x, const py::tuple& fields, double fraction, uintptr_t counts) {
+            cpu::sample_counts(values(dtype, n, x), scheme(fields), fraction, pointer<int64_t>(counts));
         },
-        "Histogram of the sample that the entropy is estimated from.");
+        "counts[levels] of the sample's symbols.");
     m.def(
         "symbol_counts",
         [](int dtype, int64_t n, uintptr_t x, const py::tuple& fields, uintptr_t counts, int threads) {
@@ -119,6 +116,14 @@ void bind_weight_compression(py::module_& m) {
             code_lengths(pointer<const int64_t>(counts), levels, pointer<uint8_t>(lengths));
         },
         "lengths[levels] of the optimal code, none longer than length_limit(levels).");
+    m.attr("sample_coded_from") = sample_coded_from;
+    m.attr("sample_weight") = sample_weight;
+    m.def(
+        "sample_code_bits",
+        [](int64_t levels, uintptr_t counts, uintptr_t lengths, int64_t n) {
+            return sample_code_bits(pointer<const int64_t>(counts), pointer<const uint8_t>(lengths), levels, n);
+        },
+        "Bits that n values may take with the code of a sample of them, or -1 if it is not good enough.");
     m.def(
         "is_complete_code",
         [](int64_t levels, uintptr_t lengths) {
