@@ -465,7 +465,7 @@ DecodeResult decode_blocks(const uint8_t* data, int64_t size, const BlockEntry* 
     if (!make_canonical(coding.lengths, coding.levels, &code)) return {DecodeStatus::malformed, 0};
     std::vector<DecodeTables> tables(1);
     make_decode_tables(coding.lengths, coding.levels, code, tables.data());
-    const bool fused = out.dtype == DType::float32 && z.single.post == 1 && PLATONIC_DISPATCH(can_fuse_decoding(code));
+    const bool fused = out.dtype == DType::float32 && z.single.post == 1 && PLATONIC_DISPATCH(can_fuse_decoding(tables[0]));
     const Decoder decoder{tables[0], z, out, fused, data + size};
     // As many blocks at a time as hide the latency of one, if there is as much for every thread.
     const int64_t share = pieces(blocks, on.threads), group = smaller(2 * most_pairs, share + share % 2);
