@@ -58,6 +58,15 @@ PLATONIC_INLINE __m256i load_halves(const void* low, const void* high) {
                                    _mm_loadu_si128(static_cast<const __m128i*>(high)), 1);
 }
 
+// Keeps GCC from making vectors of look-ups in memory, which takes it more shuffles than there were loads and stores.
+PLATONIC_INLINE void keep_scalar(uint32_t& x) { asm("" : "+r"(x)); }
+
+// __builtin_prefetch(p, 1) becomes a prefetch for reading unless the compiler is told of PREFETCHW, which processors
+// that lack it take for a no-op.
+PLATONIC_INLINE void prefetch_to_write(const void* p) {
+    asm volatile("prefetchw %0" : : "m"(*static_cast<const char*>(p)));
+}
+
 // The same 16 bytes for both halves of a register.
 PLATONIC_INLINE __m256i byte_table(const uint8_t* bytes) { return load_halves(bytes, bytes); }
 
@@ -95,7 +104,7 @@ constexpr int pair_lanes = 2 * stream_lanes;
 // block's lanes below 8, then those above. Else of 16 bits, block by block.
 // `steps`: lengths beyond the shortest that are looked for, even.
 template <int pairs, int steps, bool narrow>
-void decode_ranks_avx2(const DecodeTables& decode, DecodePair* pair, int64_t rows, uint8_t* ranks) {
+void decode_ranks_avx2(const DecodeTables& decode, DecodePair* pair, int64_t rows, bool values, uint8_t* ranks) {
     constexpr int row_bytes = pair_lanes * (narrow ? 1 : 2);
     static constexpr uint8_t shift_bytes[16] = {1, 0, 0, 0, 0, 0, 0, 0, 0, 128, 64, 32, 16, 8, 4, 2};
     const __m256i powers = power_table(), shifts = byte_table(shift_bytes);  // 2^n and 2^(16 - n)
@@ -105,6 +114,7 @@ void decode_ranks_avx2(const DecodeTables& decode, DecodePair* pair, int64_t row
     const __m256i shortest = _mm256_add_epi8(_mm256_set1_epi8(static_cast<char>(decode.code.shortest)), eight);
     __m256i top[pairs][2], low[pairs][2], fill[pairs][2];  // `fill` as an index
     const uint8_t* next[pairs][2];
+    const float* to_values[pairs][2];
     for (int p = 0; p < pairs; ++p) {
         for (int h = 0; h < 2; ++h) {
             top[p][h] = load_lanes(pair[p].state.top, h);
@@ -112,6 +122,7 @@ void decode_ranks_avx2(const DecodeTables& decode, DecodePair* pair, int64_t row
             const __m256i n = load_lanes(pair[p].state.fill, h);
             fill[p][h] = _mm256_add_epi8(_mm256_or_si256(n, _mm256_slli_epi16(n, 8)), eight);
             next[p][h] = pair[p].next[h];
+            to_values[p][h] = pair[p].values[h];
         }
     }
     for (int64_t row = 0; row < rows; ++row) {
@@ -142,6 +153,10 @@ void decode_ranks_avx2(const DecodeTables& decode, DecodePair* pair, int64_t row
                 store256(to, rank[0]);
                 store256(to + 32, rank[1]);
             }
+            if (narrow && values) {  // see decode_ranks of AVX-512
+                prefetch_to_write(to_values[p][0] + row * stream_lanes);
+                prefetch_to_write(to_values[p][1] + row * stream_lanes);
+            }
             const uint32_t due = negative_lanes(left[0], left[1]);
 #pragma GCC unroll 2
             for (int h = 0; h < 2; ++h) {
@@ -171,14 +186,15 @@ void decode_ranks_avx2(const DecodeTables& decode, DecodePair* pair, int64_t row
 }
 
 template <bool narrow>
-void decode_ranks_avx2(const DecodeTables& decode, DecodePair* pair, int pairs, int64_t rows, uint8_t* ranks) {
+void decode_ranks_avx2(const DecodeTables& decode, DecodePair* pair, int pairs, int64_t rows, bool values,
+                       uint8_t* ranks) {
     const int steps = decode.code.longest - decode.code.shortest;
     if (pairs == 2)
-        steps <= 8 ? decode_ranks_avx2<2, 8, narrow>(decode, pair, rows, ranks)
-                   : decode_ranks_avx2<2, 14, narrow>(decode, pair, rows, ranks);
+        steps <= 8 ? decode_ranks_avx2<2, 8, narrow>(decode, pair, rows, values, ranks)
+                   : decode_ranks_avx2<2, 14, narrow>(decode, pair, rows, values, ranks);
     else
-        steps <= 8 ? decode_ranks_avx2<1, 8, narrow>(decode, pair, rows, ranks)
-                   : decode_ranks_avx2<1, 14, narrow>(decode, pair, rows, ranks);
+        steps <= 8 ? decode_ranks_avx2<1, 8, narrow>(decode, pair, rows, values, ranks)
+                   : decode_ranks_avx2<1, 14, narrow>(decode, pair, rows, values, ranks);
 }
 
 // Turns `count` ranks of 8 bits, a multiple of 128, into symbols. A shuffle takes the low four bits of a byte that is
@@ -209,6 +225,8 @@ PLATONIC_INLINE void look_up_bytes(const DecodeTables& decode, uint8_t* ranks, i
 PLATONIC_INLINE const __m128i* eight_bytes(const uint8_t* p) { return reinterpret_cast<const __m128i*>(p); }
 
 struct StoreSymbolsAvx2 {
+    static constexpr bool values = false;
+
     PLATONIC_INLINE void operator()(const DecodePair& pair, int half, int64_t at, const uint8_t* symbols) const {
         _mm_storeu_si128(reinterpret_cast<__m128i*>(pair.symbols[half] + at),
                          _mm_cvtepu8_epi16(_mm_loadl_epi64(eight_bytes(symbols))));
@@ -217,6 +235,7 @@ struct StoreSymbolsAvx2 {
 
 template <bool accumulate>
 struct StoreValuesAvx2 {
+    static constexpr bool values = true;
     __m256 first, step, scale;
 
     PLATONIC_INLINE void operator()(const DecodePair& pair, int half, int64_t at, const uint8_t* symbols) const {
@@ -231,7 +250,7 @@ struct StoreValuesAvx2 {
 template <class Store>
 void decode_bytes_avx2(const DecodeTables& decode, DecodePair* pair, int pairs, int64_t rows, const Store& store) {
     alignas(32) uint8_t ranks[most_pairs * chunk_rows * pair_lanes];
-    decode_ranks_avx2<true>(decode, pair, pairs, rows, ranks);
+    decode_ranks_avx2<true>(decode, pair, pairs, rows, store.values, ranks);
     look_up_bytes(decode, ranks, (rows * pairs * pair_lanes + 127) / 128 * 128);
     for (int p = 0; p < pairs; ++p) {
         const DecodePair to = pair[p];
@@ -244,14 +263,18 @@ void decode_bytes_avx2(const DecodeTables& decode, DecodePair* pair, int pairs, 
 
 void decode_words_avx2(const DecodeTables& decode, DecodePair* pair, int pairs, int64_t rows) {
     alignas(32) uint16_t ranks[most_pairs * chunk_rows * pair_lanes];
-    decode_ranks_avx2<false>(decode, pair, pairs, rows, reinterpret_cast<uint8_t*>(ranks));
+    decode_ranks_avx2<false>(decode, pair, pairs, rows, false, reinterpret_cast<uint8_t*>(ranks));
     for (int p = 0; p < pairs; ++p) {
         for (int h = 0; h < 2; ++h) {
             uint16_t* out = pair[p].symbols[h];
             for (int64_t row = 0; row < rows; ++row) {
                 const uint16_t* from = ranks + ((row * pairs + p) * 2 + h) * stream_lanes;
 #pragma GCC unroll 16
-                for (int l = 0; l < stream_lanes; ++l) out[row * stream_lanes + l] = decode.symbols[from[l]];
+                for (int l = 0; l < stream_lanes; ++l) {
+                    uint32_t symbol = decode.symbols[from[l]];
+                    keep_scalar(symbol);
+                    out[row * stream_lanes + l] = static_cast<uint16_t>(symbol);
+                }
             }
         }
     }
@@ -288,9 +311,14 @@ void load_entries_avx2(const EncodeTables& encode, const EncodePair& pair, int64
     alignas(32) uint16_t symbols[chunk_rows * pair_lanes];
     for (int64_t row = 0; row < rows; ++row)
         for (int h = 0; h < 2; ++h) store256(symbols + row * pair_lanes + h * stream_lanes, load(from, h, row + 1));
-    for (int64_t i = 0; i < rows * pair_lanes; i += 16)
-#pragma GCC unroll 16
-        for (int k = 0; k < 16; ++k) entries[i + k] = encode.powers[symbols[i + k]];
+    for (int64_t i = 0; i < rows * pair_lanes; i += 8) {
+#pragma GCC unroll 8
+        for (int k = 0; k < 8; ++k) {
+            uint32_t entry = encode.powers[symbols[i + k]];
+            keep_scalar(entry);
+            entries[i + k] = entry;
+        }
+    }
 }
 
 void encode_entries_avx2(EncodePair& pair, int64_t rows, const uint32_t* entries) {

@@ -8,6 +8,7 @@
 #pragma once
 
 #include "common/simd.h"
+#include "weight_compression/huffman_avx2.h"
 #include "weight_compression/huffman_simd.h"
 
 // GCC 12 warns of operands that its own intrinsics leave unset.
@@ -17,12 +18,6 @@
 namespace platonic {
 namespace PLATONIC_ISA {
 namespace {
-
-// __builtin_prefetch(p, 1) becomes a prefetch for reading unless the compiler is told of PREFETCHW, which processors
-// that lack it take for a no-op.
-PLATONIC_INLINE void prefetch_to_write(const void* p) {
-    asm volatile("prefetchw %0" : : "m"(*static_cast<const char*>(p)));
-}
 
 PLATONIC_INLINE __m512i words(int x) { return _mm512_set1_epi16(static_cast<int16_t>(x)); }
 

@@ -95,6 +95,7 @@ void reverse_words(const uint32_t* elements, int64_t count, int half, uint8_t* o
         _mm256_broadcastsi128_si256(_mm_set_epi8(1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14));
     int64_t i = count;
     for (; i >= 16; i -= 16, out += 32) {
+        prefetch_to_write(out + 512);
         const __m256i a = _mm256_and_si256(_mm256_srli_epi32(load256(elements + i - 16), 16 * half), mask);
         const __m256i b = _mm256_and_si256(_mm256_srli_epi32(load256(elements + i - 8), 16 * half), mask);
         const __m256i both = _mm256_shuffle_epi8(_mm256_packus_epi32(a, b), reversed);
