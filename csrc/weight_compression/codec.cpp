@@ -185,8 +185,7 @@ int64_t encode_coded(const Values& x, const Quantization& z, const uint8_t* leng
         throw std::invalid_argument("encode: the code lengths are not those of a complete code");
     std::vector<EncodeTables> tables(1);
     make_encode_tables(lengths, z.levels, code, tables.data());
-    const bool fused =
-        x.dtype == DType::float32 && z.single.pre == 1 && PLATONIC_DISPATCH(can_fuse_encoding(tables[0]));
+    const bool fused = x.dtype == DType::float32 && z.single.pre == 1 && PLATONIC_DISPATCH(can_fuse_encoding());
     const Encoder encoder{x, z, tables[0], fused};
     const int64_t blocks = block_count(x.n), tasks = (blocks + 1) / 2;
     Chain chain(tasks);
@@ -465,7 +464,7 @@ DecodeResult decode_blocks(const uint8_t* data, int64_t size, const BlockEntry* 
     if (!make_canonical(coding.lengths, coding.levels, &code)) return {DecodeStatus::malformed, 0};
     std::vector<DecodeTables> tables(1);
     make_decode_tables(coding.lengths, coding.levels, code, tables.data());
-    const bool fused = out.dtype == DType::float32 && z.single.post == 1 && PLATONIC_DISPATCH(can_fuse_decoding(tables[0]));
+    const bool fused = out.dtype == DType::float32 && z.single.post == 1 && PLATONIC_DISPATCH(can_fuse_decoding());
     const Decoder decoder{tables[0], z, out, fused, data + size};
     // As many blocks at a time as hide the latency of one, if there is as much for every thread.
     const int64_t share = pieces(blocks, on.threads), group = smaller(2 * most_pairs, share + share % 2);

@@ -109,7 +109,7 @@ void decode_ranks_avx2(const DecodeTables& decode, DecodePair* pair, int64_t row
     static constexpr uint8_t shift_bytes[16] = {1, 0, 0, 0, 0, 0, 0, 0, 0, 128, 64, 32, 16, 8, 4, 2};
     const __m256i powers = power_table(), shifts = byte_table(shift_bytes);  // 2^n and 2^(16 - n)
     const __m256i offset_low = byte_table(decode.offset_bytes[0]), offset_high = byte_table(decode.offset_bytes[1]);
-    const __m256i sign = lanes16(0x8000), fifteen = _mm256_set1_epi8(15), eight = lanes16(0x0800);
+    const __m256i fifteen = _mm256_set1_epi8(15), eight = lanes16(0x0800);
     const __m256i low_bytes = lanes16(0x00ff);
     const __m256i shortest = _mm256_add_epi8(_mm256_set1_epi8(static_cast<char>(decode.code.shortest)), eight);
     __m256i top[pairs][2], low[pairs][2], fill[pairs][2];  // `fill` as an index
@@ -131,14 +131,15 @@ void decode_ranks_avx2(const DecodeTables& decode, DecodePair* pair, int64_t row
             __m256i left[2], power[2], rank[2];
 #pragma GCC unroll 2
             for (int h = 0; h < 2; ++h) {
-                const __m256i code = _mm256_xor_si256(top[p][h], sign);
+                const __m256i code = _mm256_srli_epi16(top[p][h], 1);
                 __m256i length = shortest, more = _mm256_setzero_si256();
 #pragma GCC unroll 14
                 for (int i = 0; i < steps; i += 2) {
-                    length = _mm256_sub_epi8(length, _mm256_cmpgt_epi16(code, load256(decode.signed_last_code[i])));
-                    more = _mm256_sub_epi8(more, _mm256_cmpgt_epi16(code, load256(decode.signed_last_code[i + 1])));
+                    length = _mm256_sub_epi8(length, _mm256_cmpgt_epi16(code, load256(decode.half_last_code[i])));
+                    more = _mm256_sub_epi8(more, _mm256_cmpgt_epi16(code, load256(decode.half_last_code[i + 1])));
                 }
                 length = _mm256_add_epi8(length, more);
+                asm("" : "+x"(length));                         // or GCC adds the same comparisons up in several ways
                 left[h] = _mm256_sub_epi8(fill[p][h], length);  // both bytes negative where a word is due
                 power[h] = _mm256_shuffle_epi8(powers, length);
                 __m256i offset = _mm256_shuffle_epi8(offset_low, length);
@@ -153,7 +154,7 @@ void decode_ranks_avx2(const DecodeTables& decode, DecodePair* pair, int64_t row
                 store256(to, rank[0]);
                 store256(to + 32, rank[1]);
             }
-            if (narrow && values) {  // see decode_ranks of AVX-512
+            if (values) {  // see decode_ranks of AVX-512
                 prefetch_to_write(to_values[p][0] + row * stream_lanes);
                 prefetch_to_write(to_values[p][1] + row * stream_lanes);
             }
@@ -222,14 +223,34 @@ PLATONIC_INLINE void look_up_bytes(const DecodeTables& decode, uint8_t* ranks, i
     }
 }
 
-PLATONIC_INLINE const __m128i* eight_bytes(const uint8_t* p) { return reinterpret_cast<const __m128i*>(p); }
+// The same for ranks of 16 bits.
+PLATONIC_INLINE void look_up_words(const DecodeTables& decode, uint16_t* ranks, int64_t count) {
+    for (int64_t i = 0; i < count; i += 16) {
+#pragma GCC unroll 16
+        for (int k = 0; k < 16; ++k) {
+            uint32_t symbol = decode.symbols[ranks[i + k]];
+            keep_scalar(symbol);
+            ranks[i + k] = static_cast<uint16_t>(symbol);
+        }
+    }
+}
+
+// Eight symbols of 8 or 16 bits.
+PLATONIC_INLINE __m128i load_eight(const uint8_t* p) {
+    return _mm_cvtepu8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+}
+PLATONIC_INLINE __m128i load_eight(const uint16_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
+PLATONIC_INLINE __m256i widen_eight(const uint8_t* p) {
+    return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+}
+PLATONIC_INLINE __m256i widen_eight(const uint16_t* p) { return _mm256_cvtepu16_epi32(load_eight(p)); }
 
 struct StoreSymbolsAvx2 {
     static constexpr bool values = false;
 
-    PLATONIC_INLINE void operator()(const DecodePair& pair, int half, int64_t at, const uint8_t* symbols) const {
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(pair.symbols[half] + at),
-                         _mm_cvtepu8_epi16(_mm_loadl_epi64(eight_bytes(symbols))));
+    template <class T>
+    PLATONIC_INLINE void operator()(const DecodePair& pair, int half, int64_t at, const T* symbols) const {
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(pair.symbols[half] + at), load_eight(symbols));
     }
 };
 
@@ -238,46 +259,51 @@ struct StoreValuesAvx2 {
     static constexpr bool values = true;
     __m256 first, step, scale;
 
-    PLATONIC_INLINE void operator()(const DecodePair& pair, int half, int64_t at, const uint8_t* symbols) const {
+    template <class T>
+    PLATONIC_INLINE void operator()(const DecodePair& pair, int half, int64_t at, const T* symbols) const {
         float* out = pair.values[half] + at;
-        const __m256 q = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(eight_bytes(symbols))));
-        __m256 value = _mm256_add_ps(first, _mm256_mul_ps(step, q));
+        __m256 value = _mm256_add_ps(first, _mm256_mul_ps(step, _mm256_cvtepi32_ps(widen_eight(symbols))));
         if (accumulate) value = _mm256_add_ps(_mm256_loadu_ps(out), _mm256_mul_ps(scale, value));
         _mm256_storeu_ps(out, value);
     }
 };
 
-template <class Store>
-void decode_bytes_avx2(const DecodeTables& decode, DecodePair* pair, int pairs, int64_t rows, const Store& store) {
-    alignas(32) uint8_t ranks[most_pairs * chunk_rows * pair_lanes];
-    decode_ranks_avx2<true>(decode, pair, pairs, rows, store.values, ranks);
-    look_up_bytes(decode, ranks, (rows * pairs * pair_lanes + 127) / 128 * 128);
+template <class T, class Store>
+PLATONIC_INLINE void store_rows(const T* symbols, const DecodePair* pair, int pairs, int64_t rows, const Store& store) {
     for (int p = 0; p < pairs; ++p) {
         const DecodePair to = pair[p];
-        for (int64_t row = 0; row < rows; ++row)
-            for (int part = 0; part < 4; ++part)
-                store(to, part % 2, row * stream_lanes + part / 2 * 8,
-                      ranks + (row * pairs + p) * pair_lanes + 8 * part);
-    }
-}
-
-void decode_words_avx2(const DecodeTables& decode, DecodePair* pair, int pairs, int64_t rows) {
-    alignas(32) uint16_t ranks[most_pairs * chunk_rows * pair_lanes];
-    decode_ranks_avx2<false>(decode, pair, pairs, rows, false, reinterpret_cast<uint8_t*>(ranks));
-    for (int p = 0; p < pairs; ++p) {
-        for (int h = 0; h < 2; ++h) {
-            uint16_t* out = pair[p].symbols[h];
-            for (int64_t row = 0; row < rows; ++row) {
-                const uint16_t* from = ranks + ((row * pairs + p) * 2 + h) * stream_lanes;
-#pragma GCC unroll 16
-                for (int l = 0; l < stream_lanes; ++l) {
-                    uint32_t symbol = decode.symbols[from[l]];
-                    keep_scalar(symbol);
-                    out[row * stream_lanes + l] = static_cast<uint16_t>(symbol);
-                }
+        for (int64_t row = 0; row < rows; ++row) {
+            const T* from = symbols + (row * pairs + p) * pair_lanes;
+            for (int part = 0; part < 4; ++part) {
+                const int half = sizeof(T) == 1 ? part % 2 : part / 2, eight = sizeof(T) == 1 ? part / 2 : part % 2;
+                store(to, half, row * stream_lanes + 8 * eight, from + 8 * part);
             }
         }
     }
+}
+
+template <class Store>
+void decode_any_avx2(const DecodeTables& decode, DecodePair* pair, int pairs, int64_t rows, const Store& store) {
+    const int64_t count = rows * pairs * pair_lanes;
+    alignas(32) uint16_t ranks[most_pairs * chunk_rows * pair_lanes];
+    uint8_t* bytes = reinterpret_cast<uint8_t*>(ranks);
+    if (decode.bytes) {
+        decode_ranks_avx2<true>(decode, pair, pairs, rows, store.values, bytes);
+        look_up_bytes(decode, bytes, (count + 127) / 128 * 128);
+        return store_rows(bytes, pair, pairs, rows, store);
+    }
+    decode_ranks_avx2<false>(decode, pair, pairs, rows, store.values, bytes);
+    look_up_words(decode, ranks, count);
+    store_rows(ranks, pair, pairs, rows, store);
+}
+
+PLATONIC_INLINE void decode_values_avx2(const DecodeTables& tables, DecodePair* pair, int pairs, int64_t rows,
+                                        const Dequantizer<float>& z, bool accumulate, float scale) {
+    const __m256 first = _mm256_set1_ps(z.first), step = _mm256_set1_ps(z.step);
+    if (accumulate)
+        decode_any_avx2(tables, pair, pairs, rows, StoreValuesAvx2<true>{first, step, _mm256_set1_ps(scale)});
+    else
+        decode_any_avx2(tables, pair, pairs, rows, StoreValuesAvx2<false>{first, step, first});
 }
 
 // ---- encoding ----
@@ -377,6 +403,12 @@ void encode_rows_avx2(const EncodeTables& encode, EncodePair& pair, int64_t rows
     alignas(32) uint32_t entries[chunk_rows * pair_lanes];
     load_entries_avx2(encode, pair, rows, load, entries);
     encode_entries_avx2(pair, rows, entries);
+}
+
+PLATONIC_INLINE void encode_values_avx2(const EncodeTables& encode, EncodePair& pair, int64_t rows,
+                                        const Quantizer<float>& z) {
+    encode_rows_avx2(encode, pair, rows,
+                     LoadValuesAvx2{_mm256_set1_ps(z.low), _mm256_set1_ps(z.factor), lanes16(encode.last)});
 }
 
 }  // namespace

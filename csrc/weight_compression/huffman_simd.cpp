@@ -4,12 +4,12 @@
 
 #include <cstring>
 
-#include "weight_compression/huffman_plain.h"
-#if defined(__AVX2__)
-#include "weight_compression/huffman_avx2.h"
-#endif
 #if defined(__AVX512BW__)
 #include "weight_compression/huffman_avx512.h"
+#elif defined(__AVX2__)
+#include "weight_compression/huffman_avx2.h"
+#else
+#include "weight_compression/huffman_plain.h"
 #endif
 
 namespace platonic {
@@ -17,17 +17,21 @@ namespace PLATONIC_ISA {
 
 #if defined(__AVX512BW__)
 
-bool can_fuse_decoding(const DecodeTables& tables) { return tables.code.used <= 64 * vector_tables; }
+// Alphabets that fit in registers; the rest is AVX2's.
+static bool in_registers(const DecodeTables& tables) { return tables.code.used <= 64 * vector_tables; }
+static bool in_registers(const EncodeTables& tables) { return tables.tables <= vector_tables; }
 
-bool can_fuse_encoding(const EncodeTables& tables) { return tables.tables <= vector_tables; }
+bool can_fuse_decoding() { return true; }
+bool can_fuse_encoding() { return true; }
 
 void decode_symbols(const DecodeTables& tables, DecodePair* pair, int pairs, int64_t rows) {
-    if (can_fuse_decoding(tables)) return decode_any(tables, pair, pairs, rows, StoreSymbols{});
-    decode_words_avx2(tables, pair, pairs, rows);
+    if (in_registers(tables)) return decode_any(tables, pair, pairs, rows, StoreSymbols{});
+    decode_any_avx2(tables, pair, pairs, rows, StoreSymbolsAvx2{});
 }
 
 void decode_values(const DecodeTables& tables, DecodePair* pair, int pairs, int64_t rows, const Dequantizer<float>& z,
                    bool accumulate, float scale) {
+    if (!in_registers(tables)) return decode_values_avx2(tables, pair, pairs, rows, z, accumulate, scale);
     const __m512 first = _mm512_set1_ps(z.first), step = _mm512_set1_ps(z.step);
     if (accumulate)
         decode_any(tables, pair, pairs, rows, StoreValues<true>{first, step, _mm512_set1_ps(scale)});
@@ -36,11 +40,12 @@ void decode_values(const DecodeTables& tables, DecodePair* pair, int pairs, int6
 }
 
 void encode_symbols(const EncodeTables& tables, EncodePair& pair, int64_t rows) {
-    if (can_fuse_encoding(tables)) return encode_any(tables, pair, rows, LoadSymbols{});
+    if (in_registers(tables)) return encode_any(tables, pair, rows, LoadSymbols{});
     encode_rows_avx2(tables, pair, rows, LoadSymbolsAvx2{});
 }
 
 void encode_values(const EncodeTables& tables, EncodePair& pair, int64_t rows, const Quantizer<float>& z) {
+    if (!in_registers(tables)) return encode_values_avx2(tables, pair, rows, z);
     encode_any(tables, pair, rows, LoadValues{_mm512_set1_ps(z.low), _mm512_set1_ps(z.factor)});
 }
 
@@ -62,22 +67,16 @@ void reverse_words(const uint32_t* elements, int64_t count, int half, uint8_t* o
 
 #elif defined(__AVX2__)
 
-bool can_fuse_decoding(const DecodeTables& tables) { return tables.bytes; }
-
-bool can_fuse_encoding(const EncodeTables&) { return true; }
+bool can_fuse_decoding() { return true; }
+bool can_fuse_encoding() { return true; }
 
 void decode_symbols(const DecodeTables& tables, DecodePair* pair, int pairs, int64_t rows) {
-    if (tables.bytes) return decode_bytes_avx2(tables, pair, pairs, rows, StoreSymbolsAvx2{});
-    decode_words_avx2(tables, pair, pairs, rows);
+    decode_any_avx2(tables, pair, pairs, rows, StoreSymbolsAvx2{});
 }
 
 void decode_values(const DecodeTables& tables, DecodePair* pair, int pairs, int64_t rows, const Dequantizer<float>& z,
                    bool accumulate, float scale) {
-    const __m256 first = _mm256_set1_ps(z.first), step = _mm256_set1_ps(z.step);
-    if (accumulate)
-        decode_bytes_avx2(tables, pair, pairs, rows, StoreValuesAvx2<true>{first, step, _mm256_set1_ps(scale)});
-    else
-        decode_bytes_avx2(tables, pair, pairs, rows, StoreValuesAvx2<false>{first, step, first});
+    decode_values_avx2(tables, pair, pairs, rows, z, accumulate, scale);
 }
 
 void encode_symbols(const EncodeTables& tables, EncodePair& pair, int64_t rows) {
@@ -85,8 +84,7 @@ void encode_symbols(const EncodeTables& tables, EncodePair& pair, int64_t rows) 
 }
 
 void encode_values(const EncodeTables& tables, EncodePair& pair, int64_t rows, const Quantizer<float>& z) {
-    encode_rows_avx2(tables, pair, rows,
-                     LoadValuesAvx2{_mm256_set1_ps(z.low), _mm256_set1_ps(z.factor), lanes16(tables.last)});
+    encode_values_avx2(tables, pair, rows, z);
 }
 
 void reverse_words(const uint32_t* elements, int64_t count, int half, uint8_t* out) {
@@ -109,9 +107,8 @@ void reverse_words(const uint32_t* elements, int64_t count, int half, uint8_t* o
 
 #else
 
-bool can_fuse_decoding(const DecodeTables&) { return false; }
-
-bool can_fuse_encoding(const EncodeTables&) { return false; }
+bool can_fuse_decoding() { return false; }
+bool can_fuse_encoding() { return false; }
 
 void decode_symbols(const DecodeTables& tables, DecodePair* pair, int pairs, int64_t rows) {
     for (int p = 0; p < pairs; ++p)

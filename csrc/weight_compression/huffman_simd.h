@@ -30,9 +30,9 @@ struct DecodeTables {
         last_code[max_code_length][2 * stream_lanes];    // left-aligned, below the first of length shortest + 1 + i
     alignas(64) uint16_t rank_offset[2 * stream_lanes];  // first_rank - first_code, by length
     // Of the AVX2 kernel, which does the same.
-    alignas(32) int16_t signed_last_code[max_code_length][stream_lanes];  // last_code - 32768
-    alignas(16) uint8_t offset_bytes[2][16];                              // rank_offset's low bytes, its high bytes as
-                                                                          // of length + 8
+    alignas(32) int16_t half_last_code[max_code_length][stream_lanes];  // last_code / 2: comparisons are signed
+    alignas(16) uint8_t offset_bytes[2][16];                            // rank_offset's low bytes, its high bytes as
+                                                                        // of length + 8
     alignas(32) uint8_t byte_symbols[16][32];  // symbols of ranks 16 t to 16 t + 15, twice, xor those of t - 1 (but not
                                                // of 7 for 8)
     bool bytes;                                // all symbols are below 256
@@ -82,16 +82,16 @@ PLATONIC_FOR_EACH_ISA(
     // `rows` rows of 1 to most_pairs pairs. The caller has made sure that 32 bytes a row can be read from every next[].
     void decode_symbols(const DecodeTables& tables, DecodePair* pair, int pairs, int64_t rows);
     // The same into values, float32 with post = 1: symbols of first + step * q, added with `scale` if `accumulate`.
-    // Only where can_fuse(tables).
+    // Only where can_fuse_decoding().
     void decode_values(const DecodeTables& tables, DecodePair* pair, int pairs, int64_t rows,
                        const Dequantizer<float>& z, bool accumulate, float scale);
-    bool can_fuse_decoding(const DecodeTables& tables);
+    bool can_fuse_decoding();
 
     // `rows` rows before symbols[], from the last to the first. next[] has room for 16 elements a row and 16 more.
     void encode_symbols(const EncodeTables& tables, EncodePair& pair, int64_t rows);
-    // The same from float32 values, quantised with z.pre = 1. Only where can_fuse_encoding.
+    // The same from float32 values, quantised with z.pre = 1. Only where can_fuse_encoding().
     void encode_values(const EncodeTables& tables, EncodePair& pair, int64_t rows, const Quantizer<float>& z);
-    bool can_fuse_encoding(const EncodeTables& tables);
+    bool can_fuse_encoding();
 
     // Bytes of a block's words, `count` elements of which `half` holds the word, last first.
     void reverse_words(const uint32_t* words, int64_t count, int half, uint8_t* out);)

@@ -25,7 +25,7 @@ void make_decode_tables(const uint8_t* lengths, int64_t levels, const CanonicalC
         const uint16_t last =
             length > code.longest ? 0xffff : static_cast<uint16_t>((code.first_code[length] << (16 - length)) - 1);
         for (uint16_t& lane : tables->last_code[i]) lane = last;
-        for (int16_t& lane : tables->signed_last_code[i]) lane = static_cast<int16_t>(last - 0x8000);
+        for (int16_t& lane : tables->half_last_code[i]) lane = static_cast<int16_t>(last >> 1);
     }
     memset(tables->rank_offset, 0, sizeof tables->rank_offset);
     for (int length = code.shortest; length <= code.longest; ++length)
