@@ -112,9 +112,11 @@ def test_payload_equals_reference(kind, dtype, name, isa):
             reference_payload_parts(x, payload, floor_bits)
 
 
+@pytest.mark.parametrize("name", ISAS)
 @pytest.mark.parametrize("floor_bits", [2.0, 4.5, 5.0, 6.3, 8.0, 9.2, 13.0])
-def test_every_number_of_tables_equals_reference(floor_bits):
+def test_every_number_of_tables_equals_reference(floor_bits, name, isa):
     # 2^(H + c) levels from about 10 to 60,000: every path of the row kernels, and fixed bits beyond 4,096.
+    isa(name)
     reference_payload_parts(x := draw("laplace", 30_000, torch.float32), wc.compress(
         x, wc.CompressionConfig(floor_bits=floor_bits)), floor_bits)  # fmt: skip
 
@@ -127,27 +129,31 @@ def test_blocks_and_tails_equal_reference():
 
 @pytest.mark.parametrize("n", [2, 3, 15, 16, 17, 31, 33, 1023, 1024, 1025, 65535, 65536, 65537, 131072, 3 * 65536 + 1,
                                4 * 65536, 5 * 65536 - 16, 9 * 65536 + 7])  # fmt: skip
+@pytest.mark.parametrize("kind, levels", [("sparse", 3), ("normal", 200), ("heavy", 256), ("laplace", 300),
+                                          ("heavy", 4096)])  # fmt: skip
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_same_bytes_and_values_on_every_isa_and_any_threads(n, dtype, isa):
-    x = draw("normal", n, dtype, seed=n)
+def test_same_bytes_and_values_on_every_isa_and_any_threads(n, kind, levels, dtype, isa):
+    x = draw(kind, n, dtype, seed=n)
     # Forced into mode entropy, whichever would be smaller.
     lo, hi, _ = _ops.value_range(x)
-    lengths = _ops.code_lengths(_ops.symbol_counts(x, lo, hi, 200))
+    if lo == hi:
+        x[0] = lo = lo - 1
+    lengths = _ops.code_lengths(_ops.symbol_counts(x, lo, hi, levels))
     results = []
     for name in ISAS:
         for threads in (1, 3):
             isa(name)
             torch.set_num_threads(threads)
             out = torch.zeros(_ops.kernels.coded_bytes_bound(n, 14 * n), dtype=torch.uint8)
-            size, table = _ops.encode_blocks(x, lo, hi, 200, lengths, out)
+            size, table = _ops.encode_blocks(x, lo, hi, levels, lengths, out)
             decoded = torch.empty_like(x)
-            status = _ops.decode_blocks(out[:size].numpy(), table, lo, hi, 200, lengths, decoded, False, 1.0, True)
+            status = _ops.decode_blocks(out[:size].numpy(), table, lo, hi, levels, lengths, decoded, False, 1.0, True)
             assert status == (0, 0)
             results.append((out[:size], torch.from_numpy(table.astype(np.int64)), decoded))
     torch.set_num_threads(2)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
-    assert within_bound(x, results[0][2], 200)
+    assert within_bound(x, results[0][2], levels)
 
 
 def test_range_and_counts_are_the_same_on_every_isa(isa):

@@ -122,7 +122,7 @@ void decode_ranks_avx2(const DecodeTables& decode, DecodePair* pair, int64_t row
             const __m256i n = load_lanes(pair[p].state.fill, h);
             fill[p][h] = _mm256_add_epi8(_mm256_or_si256(n, _mm256_slli_epi16(n, 8)), eight);
             next[p][h] = pair[p].next[h];
-            to_values[p][h] = pair[p].values[h];
+            to_values[p][h] = values ? pair[p].values[h] : nullptr;
         }
     }
     for (int64_t row = 0; row < rows; ++row) {
