@@ -402,9 +402,10 @@ def test_small_tensors_have_small_overhead():
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("kind", ["normal", "two", "huge", "denormal"])
-def test_accumulate_equals_decode_and_add(dtype, kind, isa):
+@pytest.mark.parametrize("floor_bits", [5.0, 8.0])  # symbols of 8 and of 16 bits
+def test_accumulate_equals_decode_and_add(dtype, kind, floor_bits, isa):
     x = draw(kind, 70_001, dtype)
-    payload = wc.compress(x)
+    payload = wc.compress(x, wc.CompressionConfig(floor_bits=floor_bits))
     start = draw("normal", 70_001, dtype, seed=1)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     expected = (start.to(wide) + torch.tensor(0.3, dtype=wide) * wc.decompress(payload).to(wide)).to(dtype)

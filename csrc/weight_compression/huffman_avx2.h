@@ -102,7 +102,8 @@ constexpr int pair_lanes = 2 * stream_lanes;
 
 // Ranks of `rows` <= chunk_rows rows of `pairs` pairs. Of 8 bits if `narrow`: a pair's row as the first and the second
 // block's lanes below 8, then those above. Else of 16 bits, block by block.
-// `steps`: lengths beyond the shortest that are looked for, even.
+// `steps`: lengths beyond the shortest that are looked for, even. A row's latency is about 33 cycles and its pair's 100
+// instructions 25 on Cascade Lake, where two pairs are no faster than one at a time; wider processors need them.
 template <int pairs, int steps, bool narrow>
 void decode_ranks_avx2(const DecodeTables& decode, DecodePair* pair, int64_t rows, bool values, uint8_t* ranks) {
     constexpr int row_bytes = pair_lanes * (narrow ? 1 : 2);
@@ -329,7 +330,8 @@ struct LoadValuesAvx2 {
     }
 };
 
-// Entries of the last `rows` rows, last first, 16 of the first block and 16 of the second.
+// Entries of the last `rows` rows, last first, 16 of the first block and 16 of the second. Encoding 194 levels on a
+// Cascade Lake with mitigated gathers takes 1.35 ns a symbol with these look-ups and 2.8 with _mm256_i32gather_epi32.
 template <class Load>
 void load_entries_avx2(const EncodeTables& encode, const EncodePair& pair, int64_t rows, const Load& load,
                        uint32_t* entries) {
