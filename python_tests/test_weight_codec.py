@@ -74,7 +74,7 @@ def reference_payload_parts(x: torch.Tensor, payload: torch.Tensor, floor_bits: 
     real = np.float64 if x.dtype == torch.float64 else np.float32
     values = x.reshape(-1).to(torch.float64 if real is np.float64 else torch.float32).numpy()
     lo, hi = float(values.min()) + 0.0, float(values.max()) + 0.0
-    assert (header.lo, header.hi) == (lo, hi)
+    assert (header.scheme.lo, header.scheme.hi) == (lo, hi)
     sample = reference.quantize(values[reference.sample_indices(len(values), 0.03)], lo, hi, 16)
     entropy = reference.histogram_entropy(np.bincount(sample, minlength=16).tolist())
     assert header.entropy == np.float32(entropy)
@@ -138,16 +138,18 @@ def test_same_bytes_and_values_on_every_isa_and_any_threads(n, kind, levels, dty
     lo, hi, _ = _ops.value_range(x)
     if lo == hi:
         x[0] = lo = lo - 1
-    lengths = _ops.code_lengths(_ops.symbol_counts(x, lo, hi, levels))
+    scheme = _ops.Scheme(lo=lo, hi=hi, levels=levels)
+    lengths = _ops.code_lengths(_ops.symbol_counts(x, scheme))
     results = []
     for name in ISAS:
         for threads in (1, 3):
             isa(name)
             torch.set_num_threads(threads)
             out = torch.zeros(_ops.kernels.coded_bytes_bound(n, 14 * n), dtype=torch.uint8)
-            size, table = _ops.encode_blocks(x, lo, hi, levels, lengths, out)
+            size, table = _ops.encode_blocks(x, scheme, lengths, None, out)
             decoded = torch.empty_like(x)
-            status = _ops.decode_blocks(out[:size].numpy(), table, lo, hi, levels, lengths, decoded, False, 1.0, True)
+            blocks = _ops.Blocks(out[:size].numpy(), table)
+            status = _ops.decode_blocks(blocks, scheme, lengths, decoded, False, 1.0, True)
             assert status == (0, 0)
             results.append((out[:size], torch.from_numpy(table.astype(np.int64)), decoded))
     torch.set_num_threads(2)
@@ -164,7 +166,8 @@ def test_range_and_counts_are_the_same_on_every_isa(isa):
             isa(name)
             lo, hi, finite = _ops.value_range(x)
             assert (lo, hi, finite) == (float(x.double().min()), float(x.double().max()), True)
-            found.append([_ops.symbol_counts(x, lo, hi, levels) for levels in (2, 63, 200, 256, 257, 5000, 65536)])
+            scheme = _ops.Scheme(lo=lo, hi=hi)
+            found.append([_ops.symbol_counts(x, scheme.with_levels(k)) for k in (2, 63, 200, 256, 257, 5000, 65536)])
         for other in found[1:]:
             assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
@@ -175,7 +178,7 @@ def test_reference_decodes_what_kernels_encode():
     header = parse_header(_as_bytes(payload))
     block = _as_bytes(payload)[header.data :].tobytes()
     symbols = reference.decode_block(block, 20_000, header.lengths.numpy())
-    expected = reference.dequantize(symbols, header.lo, header.hi, header.levels)
+    expected = reference.dequantize(symbols, header.scheme.lo, header.scheme.hi, header.levels)
     np.testing.assert_array_equal(wc.decompress(payload).numpy(), expected)
 
 
@@ -298,15 +301,16 @@ def test_values_that_change_while_they_are_coded_do_not_overflow():
     # As another thread could: the room was measured for other values.
     x = draw("normal", 200_000, torch.float32)
     lo, hi, _ = _ops.value_range(x)
-    lengths = _ops.code_lengths(_ops.symbol_counts(x, lo, hi, 200))
+    scheme = _ops.Scheme(lo=lo, hi=hi, levels=200)
+    lengths = _ops.code_lengths(_ops.symbol_counts(x, scheme))
     for isa in ISAS:
         _C.limit_isa(isa)
         for wild in (x, torch.full_like(x, float(x.max())), x * 1e30, torch.full_like(x, float("nan"))):
             out = torch.zeros(100_000 + 64, dtype=torch.uint8)
             with pytest.raises(RuntimeError, match="changed while"):
-                _ops.encode_blocks(wild, lo, hi, 200, lengths, out[:100_000])
+                _ops.encode_blocks(wild, scheme, lengths, None, out[:100_000])
             assert not out[100_000:].any()
-            assert int(_ops.symbol_counts(wild, lo, hi, 200).sum()) == x.numel()
+            assert int(_ops.symbol_counts(wild, scheme).sum()) == x.numel()
     _C.limit_isa("")
 
 
@@ -352,12 +356,12 @@ def test_ratio(kind, ratio):
     x = draw(kind, 60_000, torch.float32)
     payload = wc.compress(x, wc.CompressionConfig(ratio=ratio))
     header = parse_header(_as_bytes(payload))
-    counts = _ops.symbol_counts(x, header.lo, header.hi, header.levels)
+    counts = _ops.symbol_counts(x, header.scheme)
     bits = float((counts * _ops.code_lengths(counts)).sum()) / x.numel()
     wanted = 32 / ratio
     assert bits <= wanted or header.levels == 2
     if header.levels < 3200:  # as many levels as fit, about
-        counts = _ops.symbol_counts(x, header.lo, header.hi, header.levels * 5 // 4 + 1)
+        counts = _ops.symbol_counts(x, header.scheme.with_levels(header.levels * 5 // 4 + 1))
         assert float((counts * _ops.code_lengths(counts)).sum()) / x.numel() > 0.985 * wanted
 
 
@@ -373,7 +377,7 @@ def test_size_is_near_entropy():
         x = draw(kind, 1_200_000, torch.float32)
         payload = wc.compress(x)
         header = parse_header(_as_bytes(payload))
-        counts = _ops.symbol_counts(x, header.lo, header.hi, header.levels).double()
+        counts = _ops.symbol_counts(x, header.scheme).double()
         p = counts[counts > 0] / counts.sum()
         entropy = float(-(p * p.log2()).sum())
         assert 8 * payload.numel() / x.numel() <= 1.01 * entropy, kind
@@ -385,7 +389,7 @@ def test_size_is_that_of_the_code():
         x = draw(kind, 1_200_000, torch.float32)
         payload = wc.compress(x)
         header = parse_header(_as_bytes(payload))
-        counts = _ops.symbol_counts(x, header.lo, header.hi, header.levels)
+        counts = _ops.symbol_counts(x, header.scheme)
         bits = int((counts * header.lengths).sum())
         assert 8 * payload.numel() <= bits + 8 * (19 * 96 + 19 * 8 + header.levels / 2 + 100), kind
 
