@@ -308,7 +308,7 @@ DecodeResult decode_blocks(const Blocks& blocks, int64_t n, const Scheme& scheme
     if (!make_canonical(coding.lengths, scheme.levels, &code)) return {DecodeStatus::malformed, 0};
     std::vector<DecodeTables> tables(1);
     make_decode_tables(coding.lengths, scheme.levels, code, tables.data());
-    const bool fused = z.is_plain(out.dtype) && PLATONIC_DISPATCH(can_fuse_decoding(code));
+    const bool fused = z.is_plain(out.dtype) && PLATONIC_DISPATCH(can_fuse_decoding());
     const Decoder decoder{tables[0], z, out, fused, blocks.data + blocks.size};
     // As many blocks at a time as hide the latency of one, if there is as much for every thread.
     const int64_t share = pieces(count, on.threads), group = smaller(2 * most_pairs, share + share % 2);

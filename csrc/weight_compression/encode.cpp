@@ -129,7 +129,7 @@ int64_t encode_coded(const Values& x, const Quantization& z, const uint8_t* leng
         throw std::invalid_argument("encode: the code lengths are not those of a complete code");
     std::vector<EncodeTables> tables(1);
     make_encode_tables(lengths, levels, code, tables.data());
-    const bool fused = z.is_plain(x.dtype) && PLATONIC_DISPATCH(can_fuse_encoding(tables[0]));
+    const bool fused = z.is_plain(x.dtype) && PLATONIC_DISPATCH(can_fuse_encoding());
     const Encoder encoder{x, z, tables[0], fused};
     const int64_t blocks = block_count(x.n), tasks = (blocks + 1) / 2;
     Chain chain(tasks);
