@@ -82,7 +82,7 @@ def main() -> None:
             payload = wc.compress(x.to(dtype), wc.CompressionConfig(lossless=True))
             bits = wc.payload_info(payload).bits_per_weight
             row[str(dtype).removeprefix("torch.")] = bits
-            row[f"% of {8 * dtype.itemsize}"] = 100 * bits / (8 * dtype.itemsize)
+            row["% " + str(dtype).removeprefix("torch.")] = 100 * bits / (8 * dtype.itemsize)
         rows.append(row)
     print_rows(rows)
 
