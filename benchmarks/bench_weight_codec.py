@@ -7,7 +7,8 @@ replacement: their histogram, which is all that the codec uses, without their or
 find the copies. A layer of 64M weights that trains within minutes keeps its initial values: after 40 steps their kurtosis
 was 3.000, which is the Gaussian's row.)
 
-*Peers* code the same number of levels, at most the 256 of a byte: zstandard and blosc2 (zstd) at level 1, and
+*Peers* code bins of the same width, as far as a byte goes, so that the largest error is the same: rounding to multiples
+of (hi - lo) / K needs K + 1 codes (the first and last of half the width). zstandard and blosc2 (zstd) at level 1, and
 constriction's range coder with the symbols' frequencies, on its first values only, since it is slow, and on one thread.
 blosc2 has no filter: with bytes there is nothing to shuffle, and bit planes cost time and ratio. Their quantiser is torch's
 ``quantize_per_tensor`` or plain tensor operations in place, whichever is faster here; so is the way back.
@@ -85,19 +86,19 @@ def _trained(data: str, images: Images, quick: bool, numel: int) -> torch.Tensor
 
 
 class ByteQuantiser:
-    """float32 x [n] to `levels` bytes of lo to hi and back, by the fastest of torch's ways.
+    """float32 x [n] to bytes of lo to hi, `bins` steps apart, and back, by the fastest of torch's ways.
 
     ``quantize_per_tensor`` is deprecated since torch 2.13, and left out once it is gone.
     """
 
-    def __init__(self, x: torch.Tensor, levels: int, lo: float, hi: float):
-        self.x, self.levels = x, levels
-        self.step = (hi - lo) / (levels - 1)
+    def __init__(self, x: torch.Tensor, bins: int, lo: float, hi: float):
+        self.x, self.levels = x, min(bins, 255) + 1
+        self.step = (hi - lo) / (self.levels - 1)
         self.zero = round(-lo / self.step)
         self.scratch, self.symbols = torch.empty_like(x), torch.empty(x.numel(), dtype=torch.uint8)
         warnings.filterwarnings("ignore", message=".*quantize_per_tensor")
         ways = {"plain": (self._plain, self._plain_back)}
-        if hasattr(torch, "quantize_per_tensor") and 0 <= self.zero < levels:
+        if hasattr(torch, "quantize_per_tensor") and 0 <= self.zero < self.levels:
             ways["quantize_per_tensor"] = (self._builtin, self._builtin_back)
         backs = time_interleaved({name: way[1] for name, way in ways.items()}, rounds=3)
         forths = time_interleaved({name: way[0] for name, way in ways.items()}, rounds=3)
@@ -202,12 +203,12 @@ def _measure(x: torch.Tensor, threads: int, quick: bool) -> list[dict]:
     }
     numel = dict.fromkeys(calls, x.numel())
     peers: list[tuple[str, str | None, float]] = []  # name, what is missing, bits
-    levels, lo, hi = min(info.levels, 256), float(x.min()), float(x.max())
-    whole = ByteQuantiser(x, levels, lo, hi)
+    lo, hi = float(x.min()), float(x.max())
+    whole = ByteQuantiser(x, info.levels, lo, hi)
     for name, make in PEERS.items():
         if make is _constriction and threads > 1:
             continue
-        quantiser = ByteQuantiser(x[:SLOW_NUMEL], levels, lo, hi) if make is _constriction else whole
+        quantiser = ByteQuantiser(x[:SLOW_NUMEL], info.levels, lo, hi) if make is _constriction else whole
         try:
             encode, decode, size = make(quantiser, threads)
         except ImportError as error:
