@@ -158,7 +158,7 @@ def pack_quantiser(scheme: _ops.Scheme, entropy: float, packed_lengths: bytes) -
     return own if scheme.ranges is None else own + struct.pack("<Q", scheme.group_size) + scheme.ranges.tobytes()
 
 
-def pack_planes(planes: list[PlaneHeader]) -> bytes:
+def pack_planes(planes: Sequence[PlaneHeader]) -> bytes:
     """What the header of mode PLANES has of its own."""
     packed = [b"" if plane.lengths is None else _ops.pack_lengths(plane.lengths) for plane in planes]
     kinds = [_PLANE.pack(plane.kind, plane.value, len(p)) for plane, p in zip(planes, packed, strict=True)]

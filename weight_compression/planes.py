@@ -25,6 +25,9 @@ from weight_compression.payload import (
 
 __all__ = ["compress_planes", "decode_planes"]
 
+SAMPLED = 1 << 20  # units from which on a sample decides whether a plane is worth counting
+WORTHWHILE = 0.995  # planes that the sample's code leaves more of stay as they are
+
 _UNITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -39,23 +42,39 @@ def _planes(dtype: torch.dtype) -> list[_ops.Plane]:
     return [_ops.Plane(width, 8 * (width - 1 - p), rotate) for p in range(width)]
 
 
+def _choose_kind(units: torch.Tensor, plane: _ops.Plane) -> tuple[PlaneHeader, int]:
+    """How a plane is stored, and room for its blocks."""
+    n = units.numel()
+    raw = PlaneHeader(PlaneKind.RAW), n
+    if n >= SAMPLED and _smallest_share(_ops.plane_counts(_sample(units), plane)) > WORTHWHILE:
+        return raw
+    counts = _ops.plane_counts(units, plane)
+    if int((counts > 0).sum()) == 1:
+        return PlaneHeader(PlaneKind.CONSTANT, int(counts.argmax())), 0
+    lengths = _ops.code_lengths(counts)
+    room = _ops.kernels.coded_bytes_bound(n, int((counts * lengths).sum()))
+    if room + len(_ops.pack_lengths(lengths)) >= n:
+        return raw
+    return PlaneHeader(PlaneKind.CODED, lengths=lengths), room
+
+
+def _smallest_share(counts: torch.Tensor) -> float:
+    """Of the bytes that they count, what coding could leave."""
+    if int((counts > 0).sum()) == 1:
+        return 0.0
+    return float((counts * _ops.code_lengths(counts)).sum() / (8 * counts.sum()))
+
+
+def _sample(units: torch.Tensor) -> torch.Tensor:
+    """Runs of 64 units, 3 % of them."""
+    runs = _ops.kernels.sample_runs(units.numel(), 0.03)
+    return units.as_strided((runs, 64), (units.numel() // runs, 1), units.storage_offset()).reshape(-1)
+
+
 def compress_planes(x: torch.Tensor, shape: tuple[int, ...], at_most: int) -> torch.Tensor | None:
     """A payload of flat x in mode PLANES, or None if it would have more bytes than `at_most`."""
     units, planes = _units(x), _planes(x.dtype)
-    n = units.numel()
-    headers, rooms = [], []
-    for plane in planes:
-        counts = _ops.plane_counts(units, plane)
-        header, room = PlaneHeader(PlaneKind.RAW), n
-        if int((counts > 0).sum()) == 1:
-            header, room = PlaneHeader(PlaneKind.CONSTANT, int(counts.argmax())), 0
-        else:
-            lengths = _ops.code_lengths(counts)
-            coded = _ops.kernels.coded_bytes_bound(n, int((counts * lengths).sum()))
-            if coded + len(_ops.pack_lengths(lengths)) < n:
-                header, room = PlaneHeader(PlaneKind.CODED, lengths=lengths), coded
-        headers.append(header)
-        rooms.append(room)
+    headers, rooms = zip(*(_choose_kind(units, plane) for plane in planes), strict=True)
     own = pack_planes(headers)
     start = header_size(len(shape), len(own), block_count(Mode.PLANES, x.dtype, x.numel(), headers))
     if start + sum(rooms) > at_most:

@@ -329,7 +329,8 @@ struct PlaneDecoder {
     const Dequantization z;
     const Target& out;
     const Job job;
-    std::vector<DecodeTables> tables;  // one if it is coded
+    std::vector<DecodeTables> tables;     // one if it is coded
+    const std::vector<uint8_t> constant;  // a block of the value if there are no blocks
 
     // Of blocks [first, first + count): their units hold zeros in the plane's place.
     void run(int64_t first, int64_t count) const {
@@ -342,12 +343,8 @@ struct PlaneDecoder {
             if (raw && !job.checksum_is_right(b)) return;
             const int64_t size = symbols_of_block(job.n, b);
             if (raw && job.blocks.table[b].bytes != size) return job.report_malformed(b);
-            uint16_t symbols[chunk];
-            for (int64_t i = 0; i < size; i += chunk) {
-                const int64_t part = smaller(chunk, size - i);
-                for (int64_t k = 0; k < part; ++k) symbols[k] = raw ? job.data(b)[i + k] : plane.value;
-                PLATONIC_DISPATCH(dequantize_chunk(out, z, b * block_symbols + i, part, symbols));
-            }
+            const uint8_t* bytes = raw ? job.data(b) : constant.data();
+            PLATONIC_DISPATCH(put_bytes(out.data, z.scheme.plane, b * block_symbols, size, bytes));
         }
     }
 };
@@ -367,7 +364,12 @@ DecodeResult decode_planes(const PlaneBlocks* planes, int64_t n, int width, bool
         z.scheme.plane = {width, 8 * (width - 1 - p), rotate};
         std::vector<int64_t> offsets;
         if (plane.blocks.table) offsets = block_offsets(plane.blocks, count);
-        decoders.push_back({plane, z, out, {plane.blocks, offsets, n, check, failure, p * count}, {}});
+        decoders.push_back({plane,
+                            z,
+                            out,
+                            {plane.blocks, offsets, n, check, failure, p * count},
+                            {},
+                            std::vector<uint8_t>(plane.blocks.table ? 0 : block_symbols, plane.value)});
         if (!plane.lengths) continue;
         CanonicalCode code;
         if (!make_canonical(plane.lengths, 256, &code)) return {DecodeStatus::malformed, p * count};

@@ -220,16 +220,9 @@ int64_t encode_blocks(const Values& x, const Scheme& scheme, const Coding& codin
 }
 
 void copy_plane(const Values& x, const Plane& plane, uint8_t* out, BlockEntry* table, const Launch& on) {
-    Quantization z{};
-    z.scheme.plane = plane;
     parallel_for(block_count(x.n), on.threads, [&](int64_t block) {
         const int64_t first = block * block_symbols, n = symbols_of_block(x.n, block);
-        uint16_t symbols[chunk];
-        for (int64_t i = 0; i < n; i += chunk) {
-            const int64_t size = smaller(chunk, n - i);
-            PLATONIC_DISPATCH(quantize_chunk(x, z, first + i, size, symbols));
-            for (int64_t k = 0; k < size; ++k) out[first + i + k] = static_cast<uint8_t>(symbols[k]);
-        }
+        PLATONIC_DISPATCH(take_bytes(x.data, plane, first, n, out + first));
         table[block] = {static_cast<uint32_t>(n), crc32c(0, out + first, n)};
     });
 }

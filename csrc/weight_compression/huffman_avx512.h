@@ -11,10 +11,6 @@
 #include "weight_compression/huffman_avx2.h"
 #include "weight_compression/huffman_simd.h"
 
-// GCC 12 warns of operands that its own intrinsics leave unset.
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-
 namespace platonic {
 namespace PLATONIC_ISA {
 namespace {

@@ -7,6 +7,7 @@
 #include "common/parallel.h"
 #include "weight_compression/blocks.h"
 #include "weight_compression/codec.h"
+#include "weight_compression/count_simd.h"
 #include "weight_compression/levels.h"
 
 namespace platonic {

@@ -1,4 +1,4 @@
-// Ranges, symbols and their numbers, and values from symbols. Loops over plain arrays are left to the compiler's
+// Ranges, symbols, and values from symbols. Loops over plain arrays are left to the compiler's
 // vectoriser; what it cannot see (minima with NaN, counting) is written out.
 #include "weight_compression/quantize_simd.h"
 
@@ -7,12 +7,6 @@
 
 #include "common/simd.h"
 #include "weight_compression/half.h"
-
-#if defined(__AVX512BW__)
-// GCC 12 warns of operands that its own intrinsics leave unset.
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
 
 namespace platonic {
 namespace PLATONIC_ISA {
@@ -147,16 +141,16 @@ PLATONIC_INLINE U rotate_left(U u, int bits) {
     return static_cast<U>(u << bits | u >> (8 * sizeof(U) - bits));
 }
 
-template <class U>
-PLATONIC_INLINE void plane_symbols(const U* x, const Plane& plane, int64_t count, uint16_t* symbols) {
+template <class U, class S>
+PLATONIC_INLINE void take_plane(const U* x, const Plane& plane, int64_t count, S* symbols) {
     if (plane.rotate)
         for (int64_t i = 0; i < count; ++i) symbols[i] = rotate_left(x[i], 1) >> plane.shift & 255;
     else
         for (int64_t i = 0; i < count; ++i) symbols[i] = x[i] >> plane.shift & 255;
 }
 
-template <class U>
-PLATONIC_INLINE void merge_plane(U* y, const Plane& plane, int64_t count, const uint16_t* symbols) {
+template <class U, class S>
+PLATONIC_INLINE void put_plane(U* y, const Plane& plane, int64_t count, const S* symbols) {
     const int up = plane.rotate ? static_cast<int>(8 * sizeof(U)) - 1 : 0;
     if (up)
         for (int64_t i = 0; i < count; ++i)
@@ -174,69 +168,6 @@ PLATONIC_INLINE void with_unit(int width, const F& run) {
     if (width == 4) return run(static_cast<uint32_t*>(nullptr));
     run(static_cast<uint64_t*>(nullptr));
 }
-
-// Into four tables of `levels` counters, so that runs of one symbol do not wait for each other.
-void count_plain(const uint16_t* symbols, int64_t count, int64_t levels, uint32_t* tables) {
-    int64_t i = 0;
-    for (; i + 4 <= count; i += 4)
-        for (int k = 0; k < 4; ++k) ++tables[k * levels + symbols[i + k]];
-    for (; i < count; ++i) ++tables[symbols[i]];
-}
-
-#if defined(__AVX512BW__)
-
-// Counts pairs: two symbols with one addition to memory, which is what bounds counting. Symbols i and i + 1 of 32
-// together index a table of pair_stride * levels 16-bit counters, which is folded into `counts` before it overflows.
-void count_pairs(const float* x, const Quantizer<float>& z, int64_t levels, int64_t count, int64_t* counts,
-                 uint16_t* pairs) {
-    constexpr int64_t batch = 512, fold_every = 126 * 1024;  // at most 65535 pairs between folds
-    // An odd number of cache lines a row: rows spread over all sets of the cache.
-    int64_t stride = (levels + 31) / 32 * 32;
-    if (stride % 64 == 0) stride += 32;
-    alignas(64) uint32_t index[batch / 2];
-    const __m512 low = _mm512_set1_ps(z.low), factor = _mm512_set1_ps(z.factor);
-    const __m512i last = _mm512_set1_epi16(static_cast<int16_t>(levels - 1));  // see quantize_all
-    const __m512i weights = _mm512_set1_epi32(static_cast<int32_t>(1 | stride << 16));
-    for (int64_t begin = 0; begin < count; begin += fold_every) {
-        const int64_t end = begin + fold_every < count ? begin + fold_every : count;
-        for (int64_t i = begin; i < end; i += batch) {
-            const int64_t size = end - i < batch ? end - i : batch;
-            for (int64_t k = 0; k < size; k += 32) {
-                const __m512i a =
-                    _mm512_cvttps_epi32(_mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(x + i + k), low), factor));
-                const __m512i b =
-                    _mm512_cvttps_epi32(_mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(x + i + k + 16), low), factor));
-                _mm512_store_si512(index + k / 2,
-                                   _mm512_madd_epi16(_mm512_min_epu16(_mm512_packus_epi32(a, b), last), weights));
-            }
-            const float* ahead = x + i + 1024;
-            for (int64_t k = 0; k < size / 2; k += 16) {
-                __builtin_prefetch(ahead + 2 * k);
-                __builtin_prefetch(ahead + 2 * k + 16);
-#pragma GCC unroll 16
-                for (int j = 0; j < 16; ++j) ++pairs[index[k + j]];
-            }
-        }
-        alignas(64) uint32_t sums[pair_levels + 32] = {0};
-        for (int64_t row = 0; row < levels; ++row) {
-            uint16_t* counters = pairs + row * stride;
-            __m512i total = _mm512_setzero_si512();
-            for (int64_t c = 0; c < levels; c += 32) {
-                const __m512i v = _mm512_load_si512(counters + c);
-                const __m512i first = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(v));
-                const __m512i second = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(v, 1));
-                total = _mm512_add_epi32(total, _mm512_add_epi32(first, second));
-                _mm512_store_si512(sums + c, _mm512_add_epi32(_mm512_load_si512(sums + c), first));
-                _mm512_store_si512(sums + c + 16, _mm512_add_epi32(_mm512_load_si512(sums + c + 16), second));
-                _mm512_store_si512(counters + c, _mm512_setzero_si512());
-            }
-            counts[row] += _mm512_reduce_add_epi32(total);
-        }
-        for (int64_t s = 0; s < levels; ++s) counts[s] += sums[s];
-    }
-}
-
-#endif
 
 template <class R>
 PLATONIC_INLINE R value_of(const Dequantizer<R>& z, uint16_t q) {
@@ -271,7 +202,7 @@ void quantize_chunk(const Values& x, const Quantization& z, int64_t first, int64
     const Scheme& scheme = z.scheme;
     if (scheme.plane.width > 0) {
         return with_unit(scheme.plane.width, [&](auto* unit) {
-            plane_symbols(static_cast<decltype(unit)>(const_cast<void*>(x.data)) + first, scheme.plane, count, symbols);
+            take_plane(static_cast<decltype(unit)>(const_cast<void*>(x.data)) + first, scheme.plane, count, symbols);
         });
     }
     if (x.dtype == DType::float32)
@@ -285,39 +216,6 @@ void quantize_chunk(const Values& x, const Quantization& z, int64_t first, int64
         const int64_t size = count - i < chunk ? count - i : chunk;
         load_floats(x, first + i, size, values);
         quantize_values(z.single, scheme, x.dtype, values, first + i, size, symbols + i);
-    }
-}
-
-void count_symbols(const Values& x, const Quantization& z, int64_t first, int64_t count, int64_t* counts,
-                   uint8_t* counters) {
-    const int64_t levels = z.scheme.levels;
-    int64_t done = 0;
-#if defined(__AVX512BW__)
-    if (z.is_plain(x.dtype) && levels <= pair_levels) {
-        done = count / 32 * 32;
-        count_pairs(static_cast<const float*>(x.data) + first, z.single, levels, done, counts,
-                    reinterpret_cast<uint16_t*>(counters));
-    }
-#endif
-    // Four tables of 32-bit counters where they fit, else straight into `counts`.
-    const bool tables = 16 * levels <= counter_bytes;
-    uint32_t* table = reinterpret_cast<uint32_t*>(counters);
-    uint16_t symbols[chunk];
-    for (; done < count; done += chunk) {
-        const int64_t size = count - done < chunk ? count - done : chunk;
-        quantize_chunk(x, z, first + done, size, symbols);
-        if (tables)
-            count_plain(symbols, size, levels, table);
-        else
-            for (int64_t i = 0; i < size; ++i) ++counts[symbols[i]];
-    }
-    if (tables) {
-        for (int64_t s = 0; s < levels; ++s) {
-            for (int t = 0; t < 4; ++t) {
-                counts[s] += table[t * levels + s];
-                table[t * levels + s] = 0;
-            }
-        }
     }
 }
 
@@ -372,7 +270,7 @@ void dequantize_chunk(const Target& out, const Dequantization& z, int64_t first,
     const Scheme& scheme = z.scheme;
     if (scheme.plane.width > 0)
         with_unit(scheme.plane.width, [&](auto* unit) {
-            merge_plane(static_cast<decltype(unit)>(out.data) + first, scheme.plane, count, symbols);
+            put_plane(static_cast<decltype(unit)>(out.data) + first, scheme.plane, count, symbols);
         });
     else if (scheme.ranges && out.dtype == DType::float64)
         dequantize_groups<double>(out, scheme, first, count, symbols);
@@ -382,6 +280,17 @@ void dequantize_chunk(const Target& out, const Dequantization& z, int64_t first,
         dequantize_values(out, z.dual, first, count, symbols);
     else
         dequantize_values(out, z.single, first, count, symbols);
+}
+
+void take_bytes(const void* units, const Plane& plane, int64_t first, int64_t count, uint8_t* bytes) {
+    with_unit(plane.width, [&](auto* unit) {
+        take_plane(static_cast<decltype(unit)>(const_cast<void*>(units)) + first, plane, count, bytes);
+    });
+}
+
+void put_bytes(void* units, const Plane& plane, int64_t first, int64_t count, const uint8_t* bytes) {
+    with_unit(plane.width,
+              [&](auto* unit) { put_plane(static_cast<decltype(unit)>(units) + first, plane, count, bytes); });
 }
 
 int64_t find_outside(const Values& x, double lo, double hi, int64_t first, int64_t count, uint16_t* positions) {
