@@ -22,7 +22,17 @@ from weight_compression.errors import (
     UnsupportedVersionError,
 )
 
-__all__ = ["DTYPES", "RAW_BLOCK_BYTES", "Header", "Mode", "header_size", "is_less", "parse_header", "write_header"]
+__all__ = [
+    "DTYPES",
+    "RAW_BLOCK_BYTES",
+    "Header",
+    "Mode",
+    "header_size",
+    "is_less",
+    "parse_header",
+    "peek",
+    "write_header",
+]
 
 MAGIC = b"PLWC"
 VERSION = 0
@@ -190,6 +200,21 @@ def parse_header(data: np.ndarray, *, whole: bool = True) -> Header:
             )
         fields["lengths"] = lengths
     return Header(mode=mode, dtype=dtype, shape=shape, total=total, data=reader.at, table=blocks, **fields)
+
+
+def peek(payload: torch.Tensor) -> tuple[torch.dtype, torch.Size] | None:
+    """What tensor a payload anywhere seems to be, from its first bytes alone; None if it cannot be one."""
+    head = payload[: _START.size + 8 * MAX_DIMENSIONS].cpu().numpy().tobytes()
+    if len(head) < _START.size:
+        return None
+    magic, _, _, dtype, dimensions, total = _START.unpack_from(head)
+    end = _START.size + 8 * dimensions
+    if magic != MAGIC or dtype >= len(DTYPES) or dimensions > MAX_DIMENSIONS or total != len(payload) or end > total:
+        return None
+    shape = struct.unpack_from(f"<{dimensions}Q", head, _START.size)
+    if math.prod(size for size in shape if size > 0) > MAX_NUMEL:
+        return None
+    return DTYPES[dtype], torch.Size(shape)
 
 
 def _parse_mode(reader: _Reader, mode: Mode, dtype: torch.dtype, numel: int) -> tuple[dict, bytes]:

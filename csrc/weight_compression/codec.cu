@@ -49,7 +49,7 @@ int64_t most_blocks(const DeviceArray& x) {
 
 }  // namespace
 
-int64_t compress_scratch_bytes(int64_t n, int64_t) { return CompressScratch(nullptr, n).size; }
+int64_t compress_scratch_bytes(int64_t n) { return CompressScratch(nullptr, n).size; }
 
 void compress(const CompressCall& call, const Launch& on) {
     const DeviceGuard guard(on.device);
@@ -72,7 +72,7 @@ void compress(const CompressCall& call, const Launch& on) {
     launch("compress: seal_header", seal_header, 1, crc32c_threads, on, call, scratch);
 }
 
-int64_t decompress_scratch_bytes(int64_t n, int64_t) { return DecompressScratch(nullptr, n).size; }
+int64_t decompress_scratch_bytes(int64_t n) { return DecompressScratch(nullptr, n).size; }
 
 void decompress(const DecompressCall& call, const Launch& on) {
     const DeviceGuard guard(on.device);

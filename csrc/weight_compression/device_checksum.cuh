@@ -29,15 +29,17 @@ __device__ inline uint32_t checksum_block(const uint8_t* bytes, int64_t size) {
     // instead: turns end with the message.
     const int64_t turns = (size + 4 * threads - 1) / (4 * threads);
     const uint8_t *end = bytes + size, *p = end - 4 * (turns * threads - t);
-    uint32_t sum = 0;
+    const auto word_at = [&](const uint8_t* place) {
+        const int64_t offset = place - bytes;
+        if (offset <= -4) return 0u;
+        const uint32_t word = load_word(place, bytes, end);
+        if (offset >= 4) return word;
+        return word ^ (offset < 0 ? 0xffffffffu << (-8 * offset) : 0xffffffffu >> (8 * offset));
+    };
+    uint32_t sum = 0, coming = word_at(p);
     for (int64_t i = 0; i < turns; ++i, p += 4 * threads) {
-        uint32_t word = 0;
-        if (p + 4 > bytes) {
-            word = load_word(p, bytes, end);
-            // The bytes of the word that are among the first four.
-            const int64_t place = p - bytes;
-            if (place < 4) word ^= place < 0 ? 0xffffffffu << (-8 * place) : 0xffffffffu >> (8 * place);
-        }
+        const uint32_t word = coming;
+        if (i + 1 < turns) coming = word_at(p + 4 * threads);  // on its way while this one is looked up
         sum = turn[0][sum & 255] ^ turn[1][sum >> 8 & 255] ^ turn[2][sum >> 16 & 255] ^ turn[3][sum >> 24] ^ word;
     }
     sum = crc32c_multiply(sum, crc32c_tables.from_end[t]);

@@ -34,7 +34,7 @@ struct CompressCall {
     double sample_fraction;
     uint8_t* out;   // as many bytes as the payload in mode raw has
     int64_t* size;  // of the payload, or -1 if it was not written because of NaN or infinity
-    void* scratch;  // compress_scratch_bytes, aligned to 256
+    void* scratch;  // compress_scratch_bytes, aligned to 16
 };
 
 struct DecompressCall {
@@ -45,15 +45,15 @@ struct DecompressCall {
     double scale;
     bool check;
     int32_t* status;  // 0, or another number: the payload is not one, not one of `out`, or not whole
-    void* scratch;    // decompress_scratch_bytes, aligned to 256
+    void* scratch;    // decompress_scratch_bytes, aligned to 16
 };
 
 namespace cuda {
 
-int64_t compress_scratch_bytes(int64_t n, int64_t item);
+int64_t compress_scratch_bytes(int64_t n);
 void compress(const CompressCall& call, const Launch& on);
 
-int64_t decompress_scratch_bytes(int64_t n, int64_t item);
+int64_t decompress_scratch_bytes(int64_t n);
 // Nothing outside of the payload is read, nothing outside of `out` written, whatever the bytes are. With `check`,
 // nothing is written unless the header and all checksums are right.
 void decompress(const DecompressCall& call, const Launch& on);

@@ -146,6 +146,7 @@ __device__ void encode_block(const Symbol* symbols, int size, const uint32_t* co
     const uint32_t below = (1u << lane) - 1;
     const bool even = reinterpret_cast<uintptr_t>(out) % 2 == 0;
     const int other = __shfl_xor_sync(full_warp, size, 16), longer = size > other ? size : other;
+    if (longer == 0) return;
     const int groups = (longer + group_rows * stream_lanes - 1) / (group_rows * stream_lanes);
     uint8_t* next = out + bytes;
     uint32_t bits = 0, ahead[group_rows], entries[group_rows];

@@ -12,7 +12,8 @@ namespace {
 constexpr int table_size = 1 << max_code_length;
 constexpr int parse_threads = crc32c_threads;
 
-// What the status becomes; the host finds out more by decoding on the CPU.
+// What the status becomes; the host finds out more by decoding on the CPU. The first two are the header's, and nothing
+// else is looked at after them; the others are set by one block while others may be starting.
 enum Fault : int32_t { fault_header = 1, fault_code = 2, fault_checksum = 4, fault_block = 8 };
 
 struct DecompressPlan {
@@ -197,7 +198,7 @@ __global__ void __launch_bounds__(parse_threads) parse_header(DecompressCall cal
     __syncthreads();
     int32_t fault = good ? 0 : fault_header;
     if (fault == 0 && checksum_block(call.payload, plan.data - 4) != get<uint32_t>(call.payload + plan.data - 4))
-        fault = fault_checksum;
+        fault = fault_header;
     if (fault == 0 && !parse_blocks(call, plan, scratch)) fault = fault_header;
     if (fault == 0 && plan.mode == static_cast<int>(Mode::entropy)) {
         const uint8_t* packed = call.payload + own_begin(call.out.shape.dimensions) + quantiser_bytes;
