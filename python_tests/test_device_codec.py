@@ -377,6 +377,42 @@ def test_shape_from_the_payload(backend):
     assert device.decompress(broken, torch.empty_like(decoded), False, 1.0, 1 << 20, False) is not None
 
 
+def test_faults_are_named_as_on_the_cpu(backend):
+    x = draw("heavy", 600, torch.float32).view(20, 30)
+    payload = wc.compress(x).to(backend.where)
+
+    def decode(bytes_there: torch.Tensor, out: torch.Tensor | None = None, **options) -> torch.Tensor:
+        arguments = {"accumulate": False, "scale": 1.0, "max_bytes": 1 << 20, "check": True, **options}
+        return codec._decompress_on_device(bytes_there, out, **arguments)
+
+    def broken(place: int) -> torch.Tensor:
+        other = payload.clone()
+        other[place] ^= 1
+        return other
+
+    with pytest.raises(wc.BadChecksumError, match="block 0"):
+        decode(broken(-1))
+    with pytest.raises(wc.BadChecksumError, match="header"):
+        decode(broken(52))
+    with pytest.raises(wc.BadMagicError):
+        decode(broken(0))
+    with pytest.raises(wc.TruncatedError):
+        decode(payload[:-1])
+    with pytest.raises(wc.BadShapeError):
+        decode(payload, torch.empty(30, 20, device=backend.where))
+    with pytest.raises(TypeError, match=r"expected torch\.float32"):
+        decode(payload, torch.empty(20, 30, dtype=torch.float64, device=backend.where))
+    with pytest.raises(ValueError, match="where the payload is"):
+        decode(payload, torch.empty(20, 30, device="meta"))
+    with pytest.raises(ValueError, match="contiguous"):
+        decode(payload, torch.empty(30, 20, device=backend.where).T)
+    out = torch.ones(20, 30, device=backend.where)
+    assert decode(broken(-1), out, accumulate=True, check=False) is out  # nothing waits, nothing is raised
+    with pytest.raises(wc.BadChecksumError):
+        decode(broken(-1), out.fill_(1), accumulate=True)
+    assert bool((out == 1).all())
+
+
 def on_gpu(x: torch.Tensor) -> torch.Tensor:
     return x.cuda()
 
