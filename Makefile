@@ -48,8 +48,9 @@ fuzz:
 	  $(CXX) $(FUZZ_FLAGS) $(FUZZ_AVX2) -DPLATONIC_ISA=avx2 -c $$file -o $$name.avx2.o && \
 	  $(CXX) $(FUZZ_FLAGS) $(FUZZ_AVX512) -DPLATONIC_ISA=avx512 -c $$file -o $$name.avx512.o || exit 1; \
 	done
-	$(CXX) $(FUZZ_FLAGS) benchmarks/fuzz_decoder.cpp csrc/weight_compression/codec.cpp csrc/weight_compression/code_lengths.cpp \
-	  csrc/weight_compression/huffman_tables.cpp csrc/common/cpu.cpp csrc/common/parallel.cpp build/fuzz/*.o -o build/fuzz/decoder
+	$(CXX) $(FUZZ_FLAGS) benchmarks/fuzz_decoder.cpp \
+	  $(addprefix csrc/weight_compression/,measure.cpp encode.cpp decode.cpp code_lengths.cpp huffman_tables.cpp) \
+	  csrc/common/cpu.cpp csrc/common/parallel.cpp build/fuzz/*.o -o build/fuzz/decoder
 	build/fuzz/decoder
 
 clean:

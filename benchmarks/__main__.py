@@ -25,7 +25,10 @@ from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
 STEMS = sorted(path.stem.removeprefix("bench_") for path in FOLDER.glob("bench_*.py"))
-PACKAGES = ("numpy", "scipy", "scikit-learn", "torch", "statsmodels", "polars", "polars-ols", "threadpoolctl")
+PACKAGES = (
+    "numpy", "scipy", "scikit-learn", "torch", "statsmodels", "polars", "polars-ols", "threadpoolctl", "zstandard",
+    "blosc2", "constriction",
+)  # fmt: skip
 
 
 def main() -> int:

@@ -18,39 +18,61 @@
 using namespace platonic;
 
 static void decode(const uint8_t* data, size_t size, const char* isa) {
-    if (size < 8) return;
+    if (size < 9) return;
     limit_isa(isa);
-    const int64_t levels = 2 + (data[0] | data[1] << 8) % 600;
     const DType dtype = static_cast<DType>(data[2] % 4);
-    const bool fixed = data[3] & 1, accumulate = data[3] & 2;
+    const bool fixed = data[3] & 1, accumulate = data[3] & 2, escaped = data[3] & 4, grouped = data[3] & 8;
+    const bool planes = data[3] & 16;
+    const int64_t levels = planes ? 256 : 2 + (data[0] | data[1] << 8) % 600;
     const int64_t n = 1 + (data[4] | data[5] << 8 | (data[6] & 3) << 16);
     std::vector<uint8_t> lengths(levels);
     const int64_t packed = data[7];
-    size_t at = 8 + packed;
+    size_t at = 9 + packed;
     CanonicalCode code;
-    if (!fixed && (size < at || !unpack_lengths(data + 8, packed, levels, lengths.data()) ||
+    if (!fixed && (size < at || !unpack_lengths(data + 9, packed, levels, lengths.data()) ||
                    !make_canonical(lengths.data(), levels, &code)))
         return;
-    if (fixed) at = 8;
+    if (fixed) at = 9;
     // Exactly as long as the data, on the heap: whoever reads beyond is seen.
-    const std::vector<uint8_t> blocks(data + at, data + size);
-    const int64_t count = block_count(n), bits = fixed_bits(levels);
+    const std::vector<uint8_t> bytes(data + at, data + size);
+    const int64_t count = block_count(n), bits = fixed_bits(levels), beside = data[8];
     std::vector<BlockEntry> table(count);
-    int64_t left = static_cast<int64_t>(blocks.size());
+    std::vector<uint32_t> escapes(count);
+    int64_t left = static_cast<int64_t>(bytes.size());
     for (int64_t b = 0; b < count; ++b) {
-        int64_t bytes = b == count - 1 ? left : left / count / 2 * 2;
+        int64_t mine = b == count - 1 ? left : left / count / 2 * 2;
         const int64_t symbols = b == count - 1 ? n - b * block_symbols : block_symbols;
-        if (fixed) bytes = fixed_block_bytes(symbols, static_cast<int>(bits));
-        if (bytes > left || (!fixed && (bytes < block_state_bytes || bytes > max_block_bytes || bytes % 2))) return;
-        table[b] = {static_cast<uint32_t>(bytes), 0};
-        left -= bytes;
+        if (escaped && !planes) escapes[b] = static_cast<uint32_t>(beside);
+        const int64_t own = escapes[b] * escape_bytes(dtype);
+        if (fixed) mine = (planes ? symbols : fixed_block_bytes(symbols, static_cast<int>(bits))) + own;
+        if (mine > left || mine < own) return;
+        if (!fixed && (mine - own < block_state_bytes || mine - own > max_block_bytes || (mine - own) % 2)) return;
+        table[b] = {static_cast<uint32_t>(mine), 0};
+        left -= mine;
     }
     if (left != 0) return;
+    const Blocks blocks{bytes.data(), static_cast<int64_t>(bytes.size()), table.data(),
+                        escaped ? escapes.data() : nullptr};
+    const Launch on{-1, 1, nullptr};
+    const uint8_t* code_of = fixed ? nullptr : lengths.data();
+    if (planes) {
+        const int width = 1 << data[2] % 4;
+        std::vector<uint8_t> out(n * width);
+        std::vector<PlaneBlocks> all(width, PlaneBlocks{{}, nullptr, 7});
+        all[data[8] % width] = {{blocks.data, blocks.size, blocks.table, nullptr}, code_of, 0};
+        cpu::decode_planes(all.data(), n, width, width > 1, out.data(), false, on);
+        return;
+    }
     std::vector<uint8_t> out(n * item_bytes(dtype));
     const Target target{dtype, out.data(), accumulate, 0.5};
-    const Coding coding{levels, fixed ? nullptr : lengths.data(), static_cast<int>(bits)};
-    cpu::decode_blocks(blocks.data(), static_cast<int64_t>(blocks.size()), table.data(), n, -1.0, 2.0, coding, target,
-                       false, Launch{-1, 1, nullptr});
+    Scheme scheme{levels, -1.0, 2.0, 0, nullptr, escaped, {}};
+    std::vector<uint8_t> ranges;
+    if (grouped && !escaped) {
+        scheme.group_size = 16 + data[8];
+        ranges.resize((n / scheme.group_size + 1) * 2 * item_bytes(dtype));  // zeros: groups without width
+        scheme.ranges = ranges.data();
+    }
+    cpu::decode_blocks(blocks, n, scheme, {code_of, static_cast<int>(bits)}, target, false, on);
 }
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
@@ -62,7 +84,11 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
 
 // Valid inputs to start from: symbols of a few shapes of distribution, encoded.
 static std::vector<uint8_t> seed_input(unsigned kind) {
-    const int64_t levels = kind % 3 == 0 ? 40 : kind % 3 == 1 ? 200 : 600, n = kind % 2 ? 3000 : 70001;
+    const int64_t levels = kind > 11       ? 256
+                           : kind % 3 == 0 ? 40
+                           : kind % 3 == 1 ? 200
+                                           : 600,
+                  n = kind % 2 ? 3000 : 70001;
     std::vector<float> x(n);
     for (int64_t i = 0; i < n; ++i) {
         double sum = 0;
@@ -74,7 +100,8 @@ static std::vector<uint8_t> seed_input(unsigned kind) {
     const Values values{DType::float32, x.data(), n};
     const Launch on{-1, 1, nullptr};
     std::vector<int64_t> counts(levels);
-    cpu::symbol_counts(values, -2.5, 2.5, levels, counts.data(), on);
+    const Scheme scheme{levels, -2.5, 2.5, 0, nullptr, false, {}};
+    cpu::symbol_counts(values, scheme, counts.data(), on);
     std::vector<uint8_t> lengths(levels), packed(levels);
     code_lengths(counts.data(), levels, lengths.data());
     int64_t bits = 0;
@@ -83,16 +110,17 @@ static std::vector<uint8_t> seed_input(unsigned kind) {
     std::vector<BlockEntry> table(block_count(n));
     const int64_t room = static_cast<int64_t>(out.size());
     const int64_t size =
-        cpu::encode_blocks(values, -2.5, 2.5, {levels, lengths.data(), 0}, out.data(), room, table.data(), on);
+        cpu::encode_blocks(values, scheme, {lengths.data(), 0}, nullptr, out.data(), room, table.data(), on);
     const int64_t length_bytes = pack_lengths(lengths.data(), levels, packed.data());
     std::vector<uint8_t> input = {static_cast<uint8_t>((levels - 2) & 255),
                                   static_cast<uint8_t>((levels - 2) >> 8),
                                   static_cast<uint8_t>(kind),
-                                  static_cast<uint8_t>(kind & 2),
+                                  static_cast<uint8_t>(kind & 2 | (kind & 4) * 2 | (levels == 256 ? 16 : 0)),
                                   static_cast<uint8_t>((n - 1) & 255),
                                   static_cast<uint8_t>((n - 1) >> 8 & 255),
                                   static_cast<uint8_t>((n - 1) >> 16),
-                                  static_cast<uint8_t>(length_bytes)};
+                                  static_cast<uint8_t>(length_bytes),
+                                  0};
     if (length_bytes > 255) return {};
     input.insert(input.end(), packed.begin(), packed.begin() + length_bytes);
     input.insert(input.end(), out.begin(), out.begin() + size);
@@ -103,12 +131,19 @@ int main(int argc, char** argv) {
     const long count = argc > 1 ? atol(argv[1]) : 200000;
     srand(1);
     std::vector<std::vector<uint8_t>> seeds;
-    for (unsigned kind = 0; kind < 12; ++kind) seeds.push_back(seed_input(kind));
+    for (unsigned kind = 0; kind < 16; ++kind) seeds.push_back(seed_input(kind));
     for (long i = 0; i < count; ++i) {
         std::vector<uint8_t> input = seeds[rand() % seeds.size()];
         if (input.empty()) continue;
         // Mostly small inputs, which are fast and reach the ends of blocks.
         if (rand() % 8 != 0 && input.size() > 4000) continue;
+        // Sometimes another kind of payload, its escapes behind what there is.
+        if (rand() % 4 == 0) {
+            input[3] ^= static_cast<uint8_t>(1 << rand() % 5);
+            input[8] = static_cast<uint8_t>(rand() % 4);
+            if (input[3] & 4)
+                input.resize(input.size() + input[8] * (2 + (input[2] % 4 == 1 ? 8 : input[2] % 4 ? 2 : 4)));
+        }
         for (int k = rand() % 6; k > 0; --k) {
             const size_t at = rand() % (rand() % 4 == 0 ? 64 : input.size());
             if (at < input.size()) input[at] = static_cast<uint8_t>(rand());

@@ -35,6 +35,17 @@ def make_samples() -> list[np.ndarray]:
     samples += [wc.compress(normal.view(30, 50), wc.CompressionConfig(bits=b)) for b in (1, 3.3, 8, 9, 12)]
     samples.append(wc.compress(torch.randn(67_000, generator=generator), wc.CompressionConfig(floor_bits=1)))
     samples += [wc.compress(normal[:n]) for n in (0, 1, 2, 17)]
+    exact = wc.CompressionConfig(lossless=True)
+    samples += [wc.compress(normal.to(t), exact) for t in (*_ops.DTYPE_CODES, torch.int64, torch.complex64)]
+    samples.append(wc.compress(torch.randn(66_000, generator=generator).bfloat16(), exact))
+    for options in (
+        {"per_channel": True},
+        {"group_size": 16},
+        {"clip_quantile": 0.9},
+        {"clip_quantile": 0.8, "bits": 9},
+    ):
+        config = wc.CompressionConfig(floor_bits=3, **options)
+        samples += [wc.compress(normal.view(30, 50).to(t), config) for t in _ops.DTYPE_CODES]
     samples += [wc.compress(torch.arange(100)), wc.compress(torch.ones(3, 4, 5, dtype=torch.bool))]
     return [payload.numpy().copy() for payload in samples]
 

@@ -356,10 +356,21 @@ def test_compress_into_on_the_cpu():
         wc.compress_into(x, out.to(torch.int16))
 
 
-@pytest.mark.parametrize("options", [{"ratio": 4.0}, {"lossless": True}])
+@pytest.mark.parametrize(
+    "options",
+    [{"ratio": 4.0}, {"lossless": True}, {"group_size": 64}, {"per_channel": True}, {"clip_quantile": 0.99}],
+)
 def test_options_of_the_cpu_are_refused(options, backend):
     with pytest.raises(NotImplementedError, match=f"{next(iter(options))}: .*move the tensor to the CPU"):
         backend.compress(draw("normal", 100, torch.float32), wc.CompressionConfig(**options))
+
+
+def test_payloads_that_only_the_cpu_decodes(backend):
+    x = draw("normal", 3000, torch.float32)
+    for options in ({"lossless": True}, {"group_size": 64}, {"clip_quantile": 0.99}):
+        payload = wc.compress(x, wc.CompressionConfig(**options)).to(backend.where)
+        with pytest.raises(NotImplementedError, match=r"decompress\(payload\.cpu\(\)\)"):
+            codec._decompress_on_device(payload, None, False, 1.0, 1 << 20, True)
 
 
 def test_shape_from_the_payload(backend):

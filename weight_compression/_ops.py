@@ -6,6 +6,10 @@ described in ``csrc/weight_compression/codec.h``.
 
 from __future__ import annotations
 
+import dataclasses
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import numpy as np
 import torch
 
@@ -22,6 +26,49 @@ MAX_CODED_LEVELS: int = kernels.max_coded_levels
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scheme:
+    """How values become symbols.
+
+    Attributes
+    ----------
+    lo, hi : float
+        Range of all values, or what is left of it by `clamp`.
+    levels : int
+        K, of every range.
+    ranges : numpy.ndarray or None
+        lo and hi of every run of `group_size` values as the dtype's bits, unsigned [groups, 2].
+    group_size : int
+    clamp : bool
+        Whether there may be values beyond lo and hi, which are stored exactly beside the symbols.
+    """
+
+    lo: float
+    hi: float
+    levels: int = 0
+    group_size: int = 0
+    ranges: np.ndarray | None = None
+    clamp: bool = False
+
+    def with_levels(self, levels: int) -> Scheme:
+        return dataclasses.replace(self, levels=levels)
+
+    def fields(self) -> tuple:
+        address = 0 if self.ranges is None else self.ranges.ctypes.data
+        return self.levels, self.lo, self.hi, self.group_size, address, self.clamp
+
+
+class Plane(NamedTuple):
+    """One byte of every unit of `width` bytes, `shift` bits from the bottom, after rotating the unit left by a bit."""
+
+    width: int
+    shift: int
+    rotate: bool
+
+    def fields(self) -> tuple:
+        return 256, *self
+
+
 def _values(x: torch.Tensor) -> tuple[int, int, int]:
     if x.dtype not in DTYPE_CODES:
         raise TypeError(f"expected values of {', '.join(map(str, DTYPE_CODES))}, got {x.dtype}")
@@ -36,18 +83,52 @@ def _values(x: torch.Tensor) -> tuple[int, int, int]:
 
 def value_range(x: torch.Tensor) -> tuple[float, float, bool]:
     """(smallest, largest, whether all are finite) of x [n], n >= 1."""
-    return kernels.value_range(*_values(x), where(x)[1])
+    return kernels.value_range(*_values(x), 1.0, 0, where(x)[1])
 
 
-def sample_counts(x: torch.Tensor, lo: float, hi: float, bins: int, fraction: float) -> list[int]:
-    """Histogram of the sample of x [n] that its entropy is estimated from, in `bins` equal bins of [lo, hi]."""
-    return kernels.sample_counts(*_values(x), lo, hi, bins, fraction)
+def range_and_sample(x: torch.Tensor, fraction: float) -> tuple[float, float, bool, torch.Tensor]:
+    """The same, and the values that levels are chosen from (FORMAT.md), in new memory."""
+    sample = torch.empty(kernels.sample_size(x.numel(), fraction), dtype=x.dtype)
+    return *kernels.value_range(*_values(x), fraction, sample.data_ptr(), where(x)[1]), sample
 
 
-def symbol_counts(x: torch.Tensor, lo: float, hi: float, levels: int) -> torch.Tensor:
-    """int64 [levels], how many values of x [n] fall into each bin."""
-    counts = torch.empty(levels, dtype=torch.int64)
-    kernels.symbol_counts(*_values(x), lo, hi, levels, counts.data_ptr(), where(x)[1])
+def group_ranges(x: torch.Tensor, group_size: int) -> np.ndarray:
+    """lo and hi of every run of so many values of finite x [n], as the dtype's bits, unsigned [groups, 2]."""
+    ranges = np.empty((-(-x.numel() // group_size), 2), f"<u{x.dtype.itemsize}")
+    kernels.group_ranges(*_values(x), group_size, ranges.ctypes.data, where(x)[1])
+    return ranges
+
+
+def count_outside(x: torch.Tensor, lo: float, hi: float) -> np.ndarray:
+    """uint32 [blocks], how many values of each block of x [n] are below lo or above hi."""
+    counts = np.empty(-(-x.numel() // BLOCK_SYMBOLS), np.uint32)
+    kernels.count_outside(*_values(x), lo, hi, counts.ctypes.data, where(x)[1])
+    return counts
+
+
+def sample_counts(x: torch.Tensor, sample: torch.Tensor, scheme: Scheme, fraction: float) -> torch.Tensor:
+    """int64 [levels], how many values of the sample of x [n] get each symbol."""
+    if scheme.ranges is None:
+        return symbol_counts(sample, scheme)
+    # A value's symbol depends on its group, and that on where it is in x.
+    counts = torch.empty(scheme.levels, dtype=torch.int64)
+    kernels.sample_counts(*_values(x), scheme.fields(), fraction, counts.data_ptr())
+    return counts
+
+
+def symbol_counts(x: torch.Tensor, scheme: Scheme) -> torch.Tensor:
+    """int64 [levels], how many values of x [n] get each symbol."""
+    counts = torch.empty(scheme.levels, dtype=torch.int64)
+    kernels.symbol_counts(*_values(x), scheme.fields(), counts.data_ptr(), where(x)[1])
+    return counts
+
+
+def plane_counts(units: torch.Tensor, plane: Plane) -> torch.Tensor:
+    """int64 [256], how often each byte is in a plane of flat contiguous units."""
+    counts = torch.empty(256, dtype=torch.int64)
+    kernels.symbol_counts(
+        0, units.numel(), units.data_ptr(), plane.fields(), counts.data_ptr(), torch.get_num_threads()
+    )
     return counts
 
 
@@ -83,40 +164,87 @@ def unpack_lengths(packed: bytes, levels: int) -> torch.Tensor | None:
 
 
 def encode_blocks(
-    x: torch.Tensor, lo: float, hi: float, levels: int, lengths: torch.Tensor | None, out: torch.Tensor
+    x: torch.Tensor, scheme: Scheme, lengths: torch.Tensor | None, escapes: np.ndarray | None, out: torch.Tensor
 ) -> tuple[int, np.ndarray]:
-    """Codes x into `out` (uint8, large enough); returns bytes written and the table, uint32 [blocks, 2]."""
-    table = np.empty((-(-x.numel() // BLOCK_SYMBOLS), 2), np.uint32)
+    """Codes x into `out`, uint8; returns bytes written, -1 if there is not enough room, and the table, uint32 [blocks, 2].
+
+    `escapes` is what :func:`count_outside` found, where the scheme clamps.
+    """
+    return _encode(_values(x), scheme.fields(), scheme.levels, lengths, escapes, out)
+
+
+def encode_plane(units: torch.Tensor, plane: Plane, lengths: torch.Tensor, out: torch.Tensor) -> tuple[int, np.ndarray]:
+    """The same of one plane of flat contiguous units."""
+    return _encode((0, units.numel(), units.data_ptr()), plane.fields(), 256, lengths, None, out)
+
+
+def _encode(
+    values: tuple[int, int, int],
+    fields: tuple,
+    levels: int,
+    lengths: torch.Tensor | None,
+    escapes: np.ndarray | None,
+    out: torch.Tensor,
+) -> tuple[int, np.ndarray]:
+    table = np.empty((-(-values[1] // BLOCK_SYMBOLS), 2), np.uint32)
     bits = 0 if lengths is not None else kernels.fixed_bits(levels)
     size = kernels.encode_blocks(
-        *_values(x), lo, hi, levels, 0 if lengths is None else lengths.data_ptr(), bits, out.data_ptr(), out.numel(),
-        table.ctypes.data, where(x)[1],
+        *values, fields, 0 if lengths is None else lengths.data_ptr(), bits,
+        0 if escapes is None else escapes.ctypes.data, out.data_ptr(), out.numel(), table.ctypes.data,
+        torch.get_num_threads(),
     )  # fmt: skip
     return size, table
 
 
+def copy_plane(units: torch.Tensor, plane: Plane, out: torch.Tensor) -> np.ndarray:
+    """Writes a plane's bytes to uint8 `out` [n]; returns their table, uint32 [blocks, 2]."""
+    table = np.empty((-(-units.numel() // BLOCK_SYMBOLS), 2), np.uint32)
+    kernels.copy_plane(
+        units.numel(), units.data_ptr(), plane.fields(), out.data_ptr(), table.ctypes.data, torch.get_num_threads()
+    )
+    return table
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Stored blocks: uint8 data, whose sizes the contiguous table, uint32 [blocks, 2], adds up to."""
+
+    data: np.ndarray
+    table: np.ndarray
+    escapes: np.ndarray | None = None
+
+
 def decode_blocks(
-    data: np.ndarray,
-    table: np.ndarray,
-    lo: float,
-    hi: float,
-    levels: int,
+    blocks: Blocks,
+    scheme: Scheme,
     lengths: torch.Tensor | None,
     out: torch.Tensor,
     accumulate: bool,
     scale: float,
     check: bool,
 ) -> tuple[int, int]:
-    """Decodes uint8 data into flat `out`; returns (0 ok, 1 checksum, 2 malformed) and a block that failed.
-
-    The table's sizes add up to the data's.
-    """
+    """Decodes into flat `out`; returns (0 ok, 1 checksum, 2 malformed) and a block that failed."""
     dtype, n, address = _values(out)
-    bits = 0 if lengths is not None else kernels.fixed_bits(levels)
+    bits = 0 if lengths is not None else kernels.fixed_bits(scheme.levels)
     return kernels.decode_blocks(
-        data.ctypes.data, data.size, table.ctypes.data, n, lo, hi, levels,
+        blocks.data.ctypes.data, blocks.data.size, blocks.table.ctypes.data,
+        0 if blocks.escapes is None else blocks.escapes.ctypes.data, n, scheme.fields(),
         0 if lengths is None else lengths.data_ptr(), bits, dtype, address, accumulate, scale, check, where(out)[1],
     )  # fmt: skip
+
+
+def decode_planes(
+    planes: list[tuple[Blocks | None, torch.Tensor | None, int]], rotate: bool, out: torch.Tensor, check: bool
+) -> tuple[int, int]:
+    """Units from their planes, the top first: each (blocks, code lengths, 0), (blocks, None, 0) as they are or
+    (None, None, the byte that all have). Returns as :func:`decode_blocks`; the block counts through all planes."""
+    described = [
+        (0, 0, 0, 0, value) if blocks is None else
+        (blocks.data.ctypes.data, blocks.data.size, blocks.table.ctypes.data,
+         0 if lengths is None else lengths.data_ptr(), 0)
+        for blocks, lengths, value in planes
+    ]  # fmt: skip
+    return kernels.decode_planes(described, out.numel(), rotate, out.data_ptr(), check, torch.get_num_threads())
 
 
 def checksum_blocks(data: np.ndarray, block_bytes: int) -> np.ndarray:

@@ -50,6 +50,10 @@ def _make_parser() -> Parser:
     chosen.add_argument("--max-error", type=float, help="instead: the fewest levels that keep to this error")
     chosen.add_argument("--ratio", type=float, help="instead: as many levels as leave 1/ratio of the bytes")
     chosen.add_argument("--lossless", action="store_true", help="keep every value exactly")
+    ranges = pack.add_mutually_exclusive_group()
+    ranges.add_argument("--per-channel", action="store_true", help="a range for every index of the first dimension")
+    ranges.add_argument("--group-size", type=int, help="a range for every run of so many values")
+    ranges.add_argument("--clip-quantile", type=float, help="keep values beyond this part of them exactly, e.g. 0.999")
     pack.add_argument("--nonfinite", choices=["raise", "raw"], default="raise", help="tensors with NaN or infinity")
     pack.set_defaults(run=_pack)
 
@@ -107,6 +111,9 @@ def _pack(arguments: argparse.Namespace) -> None:
         bits=arguments.bits,
         max_error=arguments.max_error,
         ratio=arguments.ratio,
+        per_channel=arguments.per_channel,
+        group_size=arguments.group_size,
+        clip_quantile=arguments.clip_quantile,
         lossless=arguments.lossless,
         nonfinite=arguments.nonfinite,
     )

@@ -32,9 +32,12 @@ from weight_compression.payload import (
     block_count,
     header_size,
     is_less,
+    pack_quantiser,
     parse_header,
     write_header,
 )
+from weight_compression.planes import compress_planes, decode_planes
+from weight_compression.ranges import choose_ranges, half_width
 
 __all__ = ["PayloadInfo", "compress", "compress_bound", "compress_into", "decompress", "payload_info"]
 
@@ -51,7 +54,8 @@ def compress(tensor: torch.Tensor, config: CompressionConfig | None = None) -> t
     :class:`CompressionConfig`); bin numbers are coded with the canonical Huffman code of their histogram. Of that code,
     bin numbers of a fixed number of bits, a single value and the tensor as it is, the payload has what is smallest.
 
-    Every value w is decoded to a w' with \\|w - w'\\| <= (max - min) / (2 K), up to rounding in the tensor's dtype.
+    Every value w is decoded to a w' with \\|w - w'\\| <= (max - min) / (2 K), up to rounding in the tensor's dtype. With
+    ``config.lossless`` values are kept bit by bit.
 
     Parameters
     ----------
@@ -64,14 +68,16 @@ def compress(tensor: torch.Tensor, config: CompressionConfig | None = None) -> t
     -------
     torch.Tensor
         uint8 [bytes] on the tensor's device, self-contained: :func:`decompress` needs nothing else. On a CUDA device
-        the call waits once, to learn the size; :func:`compress_into` does not. The bytes are the CPU's.
+        the call waits once, to learn the size; :func:`compress_into` does not. The bytes are those that the CPU writes with
+        ``full_histogram``.
 
     Raises
     ------
     NonFiniteError
         If there is NaN or infinity and ``config.nonfinite`` is 'raise'.
     NotImplementedError
-        If the tensor is on a CUDA device and the configuration asks for what only the CPU does (`ratio`, `lossless`).
+        If the tensor is on a CUDA device and the configuration asks for what only the CPU does: `ratio`, `lossless`,
+        `group_size`, `per_channel` or `clip_quantile`.
     TypeError
         If the dtype is not one that payloads can hold.
 
@@ -90,20 +96,34 @@ def compress(tensor: torch.Tensor, config: CompressionConfig | None = None) -> t
         return payload
     if x.numel() == 1:
         return _compress_constant(x, shape, config)
-    if x.numel() == 0 or x.dtype not in _ops.DTYPE_CODES or config.lossless:
+    if x.numel() == 0:
         return _compress_raw(x, shape)
-    lo, hi, finite = _ops.value_range(x)
+    if config.lossless:
+        return _compress_exactly(x, shape, config)
+    if x.dtype not in _ops.DTYPE_CODES:
+        return _compress_raw(x, shape)
+    lo, hi, finite, sample = _ops.range_and_sample(x, config.sample_fraction)
     if not finite:
         if config.nonfinite == "raise":
             raise NonFiniteError(_NONFINITE)
         return _compress_raw(x, shape)
     if not is_less(lo, hi):
         return _compress_constant(x, shape, config)
-    entropy = sample_entropy(x, lo, hi, config.entropy_bits, config.sample_fraction)
-    levels = choose_levels(x, config, lo, hi, entropy)
+    scheme = choose_ranges(x, sample, shape, config, lo, hi)
+    entropy = sample_entropy(x, sample, scheme, config.entropy_bits, config.sample_fraction)
+    levels = choose_levels(x, config, scheme, entropy)
     if levels is None:
         return _compress_raw(x, shape)
-    return _compress_quantised(x, shape, lo, hi, levels, entropy)
+    scheme = scheme.with_levels(levels)
+    if x.numel() >= _ops.kernels.sample_coded_from and not config.full_histogram:
+        counts = _ops.sample_counts(x, sample, scheme, config.sample_fraction)
+        payload = _compress_quantised(x, shape, scheme, entropy, counts)
+        if payload is not None:
+            return payload
+    payload = _compress_quantised(x, shape, scheme, entropy, None)
+    if payload is None:
+        raise RuntimeError("compress: the tensor was changed while it was being compressed")
+    return payload
 
 
 def compress_into(tensor: torch.Tensor, out: torch.Tensor, config: CompressionConfig | None = None) -> torch.Tensor:
@@ -167,7 +187,7 @@ def _flat_values(tensor: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...]]:
 
 def compress_bound(numel: int, dtype: torch.dtype = torch.float32, dimensions: int = 64) -> int:
     """No payload of `numel` values of that dtype and at most so many dimensions is longer than this, in bytes."""
-    return header_size(Mode.RAW, dimensions, block_count(Mode.RAW, numel, dtype.itemsize)) + numel * dtype.itemsize
+    return header_size(dimensions, 0, block_count(Mode.RAW, dtype, numel)) + numel * dtype.itemsize
 
 
 def _raw_bytes(x: torch.Tensor) -> np.ndarray:
@@ -180,50 +200,79 @@ def _compress_constant(x: torch.Tensor, shape: tuple[int, ...], config: Compress
     if inexact and config.nonfinite == "raise" and not bool(x[:1].to(torch.float64).isfinite()):
         raise NonFiniteError(_NONFINITE)
     none = np.empty((0, 2), np.uint32)
-    header = write_header(Mode.CONSTANT, x.dtype, shape, none, value=_raw_bytes(x[:1]).tobytes())
+    header = write_header(Mode.CONSTANT, x.dtype, shape, _raw_bytes(x[:1]).tobytes(), none, None)
     return torch.from_numpy(header.copy())
 
 
 def _compress_raw(x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     data = _raw_bytes(x)
-    header = write_header(Mode.RAW, x.dtype, shape, _ops.checksum_blocks(data, RAW_BLOCK_BYTES))
+    header = write_header(Mode.RAW, x.dtype, shape, b"", _ops.checksum_blocks(data, RAW_BLOCK_BYTES), None)
     payload = empty([header.size + data.size], torch.uint8)
     payload[: header.size] = torch.from_numpy(header.copy())
     payload[header.size :] = torch.from_numpy(data)
     return payload
 
 
+def _compress_exactly(x: torch.Tensor, shape: tuple[int, ...], config: CompressionConfig) -> torch.Tensor:
+    data = _raw_bytes(x).reshape(-1, x.dtype.itemsize)
+    if (data[0] == data[-1]).all() and (data == data[0]).all():
+        return _compress_constant(x, shape, config)
+    raw = compress_bound(x.numel(), x.dtype, len(shape))
+    payload = compress_planes(x, shape, raw - 1)
+    return _compress_raw(x, shape) if payload is None else payload
+
+
 def _compress_quantised(
-    x: torch.Tensor, shape: tuple[int, ...], lo: float, hi: float, levels: int, entropy: float
-) -> torch.Tensor:
-    n, blocks = x.numel(), block_count(Mode.FIXED, x.numel(), x.dtype.itemsize)
-    fixed = _ops.kernels.fixed_bytes(n, _ops.kernels.fixed_bits(levels))
-    sizes = {
-        Mode.FIXED: header_size(Mode.FIXED, len(shape), blocks) + fixed,
-        Mode.RAW: header_size(Mode.RAW, len(shape), block_count(Mode.RAW, n, x.dtype.itemsize)) + n * x.dtype.itemsize,
-    }
-    lengths, packed, room = None, b"", fixed
-    if levels <= _ops.MAX_CODED_LEVELS:
-        counts = _ops.symbol_counts(x, lo, hi, levels)
-        lengths = _ops.code_lengths(counts)
-        packed = _ops.pack_lengths(lengths)
-        coded = _ops.kernels.coded_bytes_bound(n, int((counts * lengths).sum()))
-        sizes[Mode.ENTROPY] = header_size(Mode.ENTROPY, len(shape), blocks, len(packed)) + coded
-        room = coded
+    x: torch.Tensor, shape: tuple[int, ...], scheme: _ops.Scheme, entropy: float, sampled: torch.Tensor | None
+) -> torch.Tensor | None:
+    """With the code of all values, or of the sample's counts if they are given. None if that code does not suffice."""
+    n = x.numel()
+    escapes, beside = None, 0
+    if scheme.clamp:
+        escapes = _ops.count_outside(x, scheme.lo, scheme.hi)
+        beside = int(escapes.sum(dtype=np.int64)) * (2 + x.dtype.itemsize)
+    # By mode: what its header has of its own, code lengths, and room for the blocks.
+    fixed = _ops.kernels.fixed_bytes(n, _ops.kernels.fixed_bits(scheme.levels)) + beside
+    ways: dict[Mode, tuple[bytes, torch.Tensor | None, int]] = {}
+    ways[Mode.FIXED] = (pack_quantiser(scheme, entropy, b""), None, fixed)
+    if scheme.levels <= _ops.MAX_CODED_LEVELS:
+        code, bits = _make_code(x, scheme, sampled)
+        if code is not None:
+            coded = _ops.kernels.coded_bytes_bound(n, bits) + beside
+            ways[Mode.ENTROPY] = (pack_quantiser(scheme, entropy, _ops.pack_lengths(code)), code, coded)
+
+    def start(mode: Mode) -> int:
+        return header_size(len(shape), len(ways[mode][0]), block_count(mode, x.dtype, n), scheme.clamp)
+
+    sizes = {mode: start(mode) + room for mode, (_, _, room) in ways.items()}
+    sizes[Mode.RAW] = compress_bound(n, x.dtype, len(shape))
     mode = min(sizes, key=lambda m: (sizes[m], m))
+    if sampled is not None and mode != Mode.ENTROPY:
+        return None
     if mode == Mode.RAW:
         return _compress_raw(x, shape)
-    if mode == Mode.FIXED:
-        lengths, packed, room = None, b"", fixed
-    start = header_size(mode, len(shape), blocks, len(packed))
-    payload = empty([start + room], torch.uint8)
-    size, table = _ops.encode_blocks(x, lo, hi, levels, lengths, payload[start:])
-    header = write_header(
-        mode, x.dtype, shape, table, lo=lo, hi=hi, levels=levels, entropy=entropy, packed_lengths=packed
-    )
-    payload[:start] = torch.from_numpy(header.copy())
-    payload[start + size :] = 0  # the few bytes that the bound was too high stay behind the view's end
-    return payload[: start + size]
+    own, lengths, _ = ways[mode]
+    payload = empty([sizes[mode]], torch.uint8)
+    size, table = _ops.encode_blocks(x, scheme, lengths, escapes, payload[start(mode) :])
+    if size < 0:
+        return None
+    end = start(mode) + size
+    payload[: start(mode)] = torch.from_numpy(write_header(mode, x.dtype, shape, own, table, escapes).copy())
+    payload[end:] = 0  # the few bytes that the bound was too high stay behind the view's end
+    return payload[:end]
+
+
+def _make_code(x: torch.Tensor, scheme: _ops.Scheme, sampled: torch.Tensor | None) -> tuple[torch.Tensor | None, int]:
+    """Code lengths, and the bits that x takes or may take at most; None where there is no code."""
+    counts = _ops.symbol_counts(x, scheme) if sampled is None else sampled
+    if int((counts > 0).sum()) < 2:
+        return None, 0
+    if sampled is None:
+        lengths = _ops.code_lengths(counts)
+        return lengths, int((counts * lengths).sum())
+    lengths = _ops.code_lengths(_ops.kernels.sample_weight * counts + 1)
+    bits = _ops.kernels.sample_code_bits(scheme.levels, counts.data_ptr(), lengths.data_ptr(), x.numel())
+    return (None, 0) if bits < 0 else (lengths, bits)
 
 
 def _as_bytes(payload: Bytes) -> np.ndarray:
@@ -346,32 +395,36 @@ def _check_target(out: torch.Tensor, where: torch.device, accumulate: bool) -> N
 
 
 def _decode(data: np.ndarray, header: Header, out: torch.Tensor, accumulate: bool, scale: float, check: bool) -> None:
-    if header.mode in (Mode.CONSTANT, Mode.RAW):
-        if header.mode == Mode.CONSTANT:
-            # torch has no from_bytes; a view of a copy is one.
-            values = torch.from_numpy(np.frombuffer(header.value, np.uint8).copy()).view(header.dtype)
-        else:
-            raw = data[header.data :]
-            if check:
-                found = _ops.checksum_blocks(raw, RAW_BLOCK_BYTES)
-                if (bad := np.flatnonzero(found[:, 1] != header.table[:, 1])).size:
-                    raise BadChecksumError(f"block {bad[0]}: its bytes have changed")
-            if not accumulate:
-                out.view(torch.uint8).numpy()[:] = raw
-                return
-            values = torch.from_numpy(raw.copy()).view(header.dtype)
+    if header.scheme is None and accumulate:
+        values = torch.empty_like(out)
+        _decode(data, header, values, False, 1.0, check)
         with torch.no_grad():
-            if accumulate:
-                # float64 factors would promote nothing, but would be rounded differently from the kernels' float32.
-                wide = torch.float64 if header.dtype == torch.float64 else torch.float32
-                out.copy_(out.to(wide) + torch.tensor(scale, dtype=wide) * values.to(wide))
-            else:
-                out.copy_(values.expand_as(out))
+            # float64 factors would promote nothing, but would be rounded differently from the kernels' float32.
+            wide = torch.float64 if header.dtype == torch.float64 else torch.float32
+            out.copy_(out.to(wide) + torch.tensor(scale, dtype=wide) * values.to(wide))
         return
-    status, block = _ops.decode_blocks(
-        data[header.data :], header.table, header.lo, header.hi, header.levels, header.lengths, out, accumulate, scale,
-        check,
-    )  # fmt: skip
+    status, block = 0, 0
+    if header.mode == Mode.CONSTANT:
+        # torch has no from_bytes; a view of a copy is one.
+        value = torch.from_numpy(np.frombuffer(header.value, np.uint8).copy()).view(header.dtype)
+        with torch.no_grad():
+            out.copy_(value.expand_as(out))
+    elif header.mode == Mode.RAW:
+        raw = data[header.data :]
+        if check:
+            found = _ops.checksum_blocks(raw, RAW_BLOCK_BYTES)
+            if (bad := np.flatnonzero(found[:, 1] != header.table[:, 1])).size:
+                status, block = 1, int(bad[0])
+        if status == 0:
+            out.view(torch.uint8).numpy()[:] = raw
+    elif header.mode == Mode.PLANES:
+        status, block = decode_planes(data, header, out, check)
+    else:
+        assert header.scheme is not None
+        status, block = _ops.decode_blocks(
+            _ops.Blocks(data[header.data :], header.table, header.escapes), header.scheme, header.lengths, out,
+            accumulate, scale, check,
+        )  # fmt: skip
     if status == 1:
         raise BadChecksumError(f"block {block}: its bytes have changed")
     if status == 2:
@@ -387,7 +440,7 @@ class PayloadInfo:
     shape : tuple of int
     dtype : torch.dtype
     mode : str
-        'entropy', 'fixed', 'constant' or 'raw'.
+        'entropy', 'fixed', 'constant', 'planes' or 'raw'.
     levels : int
         K, or 0 if values are stored exactly.
     entropy : float
@@ -395,7 +448,8 @@ class PayloadInfo:
     bits_per_weight : float
         Of the whole payload, headers included.
     error_bound : float
-        Largest difference between a value and its decoded value, up to rounding in the dtype: (max - min) / (2 K).
+        Largest difference between a value and its decoded value, up to rounding in the dtype: (max - min) / (2 K) of the
+        widest range; 0 where values are stored exactly.
     bytes : int
         Of the whole payload.
     """
@@ -428,6 +482,6 @@ def payload_info(payload: Bytes) -> PayloadInfo:
         levels=header.levels,
         entropy=header.entropy,
         bits_per_weight=8 * header.total / max(1, header.numel),
-        error_bound=(header.hi / 2 - header.lo / 2) / header.levels if header.levels else 0.0,
+        error_bound=half_width(header.scheme, header.dtype) / header.levels if header.scheme else 0.0,
         bytes=header.total,
     )

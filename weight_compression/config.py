@@ -36,8 +36,23 @@ class CompressionConfig:
     gradient_rms : float, optional
         The thesis's first rule (section 3.3), of which entropy is the proxy: log2(gradient_rms + 1) takes the place of H.
         The root mean square of the loss's gradient with respect to these weights; `floor_bits` is its c1.
+    group_size : int, optional
+        Every run of so many consecutive values (at least 16) gets a range of its own: less error where scales differ
+        within a tensor, for two values of the dtype per group. K and the code are still the tensor's.
+    per_channel : bool, default False
+        The same for every index of the first dimension, as `out_features` and `out_channels` of weights are. Tensors of
+        fewer than two dimensions keep one range.
+    clip_quantile : float, optional
+        Part of the values, 0.5 to 1, whose range the levels divide; the rest, the same number at both ends, is stored
+        exactly beside them. For heavy tails, which otherwise make all bins wide: 0.999 costs a few hundredths of a bit per
+        value and can halve the error several times. The range is taken from the sample.
     lossless : bool, default False
-        Store every value exactly, without coding.
+        Store every value exactly: the bytes of all values at one place are a plane, and planes that are smaller so,
+        exponents before all, are Huffman coded.
+    full_histogram : bool, default False
+        Make the code from the histogram of all values even where that of the sample is as good as the same: where it can be
+        expected to cost less than a thousandth of the payload, for tensors of 4 million values and more. A pass over the
+        values less is a quarter of the time that compression takes.
     nonfinite : {'raise', 'raw'}, default 'raise'
         What to do with a tensor that holds NaN or infinity: raise :class:`NonFiniteError`, or store it exactly.
 
@@ -45,7 +60,7 @@ class CompressionConfig:
     ------
     ValueError
         If a value is out of range, or more than one of `bits`, `max_error`, `ratio`, `gradient_rms` and `lossless` is
-        given.
+        given, or more than one of `group_size`, `per_channel`, `clip_quantile` and `lossless`.
     """
 
     floor_bits: float = 5.0
@@ -55,7 +70,11 @@ class CompressionConfig:
     max_error: float | None = None
     ratio: float | None = None
     gradient_rms: float | None = None
+    group_size: int | None = None
+    per_channel: bool = False
+    clip_quantile: float | None = None
     lossless: bool = False
+    full_histogram: bool = False
     nonfinite: Literal["raise", "raw"] = "raise"
 
     def __post_init__(self) -> None:
@@ -75,6 +94,13 @@ class CompressionConfig:
         expect(self.nonfinite in ("raise", "raw"), "nonfinite", "'raise' or 'raw'")
         expect(self.ratio is None or 1 < self.ratio < float("inf"), "ratio", "a finite number > 1")
         expect(self.gradient_rms is None or 0 <= self.gradient_rms < 1e300, "gradient_rms", "a finite number >= 0")
-        rules = [name for name in ("bits", "max_error", "ratio", "gradient_rms") if getattr(self, name) is not None]
-        if len(rules) + self.lossless > 1:
-            raise ValueError(f"expected one rule at most, got {', '.join(rules + ['lossless'] * self.lossless)}")
+        expect(
+            self.group_size is None or (isinstance(self.group_size, int) and self.group_size >= 16),
+            "group_size",
+            "a whole number of at least 16",
+        )
+        expect(self.clip_quantile is None or 0.5 <= self.clip_quantile < 1, "clip_quantile", "at least 0.5, below 1")
+        for what in (("bits", "max_error", "ratio", "gradient_rms"), ("group_size", "per_channel", "clip_quantile")):
+            given = [name for name in (*what, "lossless") if getattr(self, name) not in (None, False)]
+            if len(given) > 1:
+                raise ValueError(f"expected one of {', '.join(given)}, got {len(given)}")

@@ -9,24 +9,28 @@ import torch
 from weight_compression import _ops
 from weight_compression.config import CompressionConfig
 from weight_compression.errors import NonFiniteError
+from weight_compression.payload import is_less
+from weight_compression.ranges import half_width
 
 __all__ = ["choose_levels", "estimate_entropy", "sample_entropy"]
 
 
-def sample_entropy(x: torch.Tensor, lo: float, hi: float, bits: int, fraction: float) -> float:
-    """Entropy in bits of a sample of flat x, quantised to 2^bits levels of [lo, hi], lo < hi."""
-    return _ops.kernels.histogram_entropy(_ops.sample_counts(x, lo, hi, 1 << bits, fraction))
+def sample_entropy(x: torch.Tensor, sample: torch.Tensor, scheme: _ops.Scheme, bits: int, fraction: float) -> float:
+    """Entropy in bits of the sample of flat x, quantised to 2^bits levels."""
+    counts = _ops.sample_counts(x, sample, scheme.with_levels(1 << bits), fraction)
+    return _ops.kernels.histogram_entropy(counts.tolist())
 
 
-def choose_levels(x: torch.Tensor, config: CompressionConfig, lo: float, hi: float, entropy: float) -> int | None:
-    """Levels for flat x of range [lo, hi] and that sample entropy; None if no number of levels is enough."""
+def choose_levels(x: torch.Tensor, config: CompressionConfig, scheme: _ops.Scheme, entropy: float) -> int | None:
+    """Levels for flat x with that sample entropy; None if no number of levels is enough."""
     if config.bits is not None:
         return _ops.kernels.levels_of_bits(config.bits)
     if config.max_error is not None:
-        wanted = math.ceil(min((hi / 2 - lo / 2) / config.max_error, 2.0 * _ops.MAX_LEVELS))
+        widest = half_width(scheme, x.dtype)
+        wanted = math.ceil(min(widest / config.max_error, 2.0 * _ops.MAX_LEVELS))
         return max(2, wanted) if wanted <= _ops.MAX_LEVELS else None
     if config.ratio is not None:
-        return _levels_of_ratio(x, lo, hi, entropy - config.entropy_bits, 8 * x.dtype.itemsize / config.ratio)
+        return _levels_of_ratio(x, scheme, entropy - config.entropy_bits, 8 * x.dtype.itemsize / config.ratio)
     if config.gradient_rms is not None:
         entropy = _ops.kernels.exact_log2(config.gradient_rms + 1.0)
     return _ops.kernels.levels_of_bits(entropy + config.floor_bits)
@@ -35,7 +39,7 @@ def choose_levels(x: torch.Tensor, config: CompressionConfig, lo: float, hi: flo
 _RATIO_TRIES = 8
 
 
-def _levels_of_ratio(x: torch.Tensor, lo: float, hi: float, offset: float, bits: float) -> int:
+def _levels_of_ratio(x: torch.Tensor, scheme: _ops.Scheme, offset: float, bits: float) -> int:
     """Many levels whose codes take at most so many bits a value; 2 if even those take more.
 
     Twice the levels take about one bit more: each try starts from the last one's bits. `offset` is what log2(levels)
@@ -46,7 +50,7 @@ def _levels_of_ratio(x: torch.Tensor, lo: float, hi: float, offset: float, bits:
     guess = bits - offset
     for _ in range(_RATIO_TRIES):
         levels = min(max(_ops.kernels.levels_of_bits(guess), best), most)
-        counts = _ops.symbol_counts(x, lo, hi, levels)
+        counts = _ops.symbol_counts(x, scheme.with_levels(levels))
         found = int((counts * _ops.code_lengths(counts)).sum()) / x.numel()
         if found <= bits:
             best = levels
@@ -89,7 +93,9 @@ def estimate_entropy(tensor: torch.Tensor, *, bits: int = 4, sample_fraction: fl
     x = tensor.detach().resolve_neg().reshape(-1).contiguous()
     if x.numel() == 0:
         raise ValueError("expected at least one value, got an empty tensor")
-    lo, hi, finite = _ops.value_range(x)
+    lo, hi, finite, sample = _ops.range_and_sample(x, sample_fraction)
     if not finite:
         raise NonFiniteError("expected finite values, got NaN or infinity")
-    return sample_entropy(x, lo, hi, config.entropy_bits, config.sample_fraction) if lo < hi else 0.0
+    if not is_less(lo, hi):
+        return 0.0
+    return sample_entropy(x, sample, _ops.Scheme(lo=lo, hi=hi), config.entropy_bits, config.sample_fraction)

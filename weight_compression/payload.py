@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -27,10 +28,14 @@ __all__ = [
     "RAW_BLOCK_BYTES",
     "Header",
     "Mode",
+    "PlaneHeader",
     "header_size",
     "is_less",
+    "pack_planes",
+    "pack_quantiser",
     "parse_header",
     "peek",
+    "unit_width",
     "write_header",
 ]
 
@@ -41,7 +46,9 @@ MAX_NUMEL = 1 << 40
 MAX_DIMENSIONS = 64
 
 _START = struct.Struct("<4sBBBBQ")  # magic, version, mode, dtype, dimensions, bytes of the payload
-_QUANTISED = struct.Struct("<ddIfHH")  # lo, hi, levels, entropy, bytes of the code lengths, 0
+_QUANTISED = struct.Struct("<ddIfHH")  # lo, hi, levels, entropy, bytes of the code lengths, flags
+_PLANE = struct.Struct("<BBH")  # kind, value, bytes of the code lengths
+_GROUPED, _ESCAPED = 1, 2  # flags
 
 # dtype by code. The first four can be quantised; all can be stored exactly.
 DTYPES = (
@@ -56,6 +63,22 @@ class Mode(IntEnum):
     CONSTANT = 1
     FIXED = 2
     ENTROPY = 3
+    PLANES = 4
+
+
+class PlaneKind(IntEnum):
+    RAW = 0
+    CONSTANT = 1
+    CODED = 2
+
+
+@dataclass(frozen=True)
+class PlaneHeader:
+    """One plane of bytes in mode PLANES: `value` of kind CONSTANT, uint8 [256] `lengths` of kind CODED."""
+
+    kind: PlaneKind
+    value: int = 0
+    lengths: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -72,12 +95,18 @@ class Header:
         Where the blocks begin.
     table : numpy.ndarray
         uint32 [blocks, 2], bytes and CRC32C of every block.
+    escapes : numpy.ndarray or None
+        uint32 [blocks], values that are stored exactly behind the symbols of every block.
     value : bytes
         The element's bytes in mode CONSTANT.
-    lo, hi, levels, entropy
-        The quantiser, and the entropy of the sample that it was chosen by, in bits.
+    scheme : Scheme or None
+        The quantiser of modes FIXED and ENTROPY.
+    entropy : float
+        Of the sample that the levels were chosen by, in bits.
     lengths : torch.Tensor or None
         uint8 [levels], code lengths in mode ENTROPY.
+    planes : tuple of PlaneHeader
+        In mode PLANES.
     """
 
     mode: Mode
@@ -86,56 +115,66 @@ class Header:
     total: int
     data: int
     table: np.ndarray
+    escapes: np.ndarray | None = None
     value: bytes = b""
-    lo: float = 0.0
-    hi: float = 0.0
-    levels: int = 0
+    scheme: _ops.Scheme | None = None
     entropy: float = 0.0
     lengths: torch.Tensor | None = None
+    planes: tuple[PlaneHeader, ...] = ()
 
     @property
     def numel(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def levels(self) -> int:
+        return self.scheme.levels if self.scheme is not None else 0
 
-def block_count(mode: Mode, numel: int, itemsize: int) -> int:
+
+def unit_width(dtype: torch.dtype) -> int:
+    """Bytes of what mode PLANES takes apart: an element, or of complex numbers each part."""
+    return dtype.itemsize // 2 if dtype.is_complex else dtype.itemsize
+
+
+def block_count(mode: Mode, dtype: torch.dtype, numel: int, planes: Sequence[PlaneHeader] = ()) -> int:
     if mode == Mode.CONSTANT:
         return 0
     if mode == Mode.RAW:
-        return -(-numel * itemsize // RAW_BLOCK_BYTES)
+        return -(-numel * dtype.itemsize // RAW_BLOCK_BYTES)
+    if mode == Mode.PLANES:
+        stored = sum(plane.kind != PlaneKind.CONSTANT for plane in planes)
+        return stored * -(-numel * dtype.itemsize // unit_width(dtype) // _ops.BLOCK_SYMBOLS)
     return -(-numel // _ops.BLOCK_SYMBOLS)
 
 
-def header_size(mode: Mode, dimensions: int, blocks: int, length_bytes: int = 0) -> int:
-    """Bytes before the data, of a mode other than CONSTANT."""
-    own = 0 if mode == Mode.RAW else _QUANTISED.size + length_bytes
-    return _START.size + 8 * dimensions + own + 8 * blocks + 4
+def header_size(dimensions: int, own: int, blocks: int, escaped: bool = False) -> int:
+    """Bytes before the data; `own` are those of the mode."""
+    return _START.size + 8 * dimensions + own + (12 if escaped else 8) * blocks + 4
+
+
+def pack_quantiser(scheme: _ops.Scheme, entropy: float, packed_lengths: bytes) -> bytes:
+    """What the header of modes FIXED and ENTROPY has of its own."""
+    flags = (_GROUPED if scheme.ranges is not None else 0) | (_ESCAPED if scheme.clamp else 0)
+    own = _QUANTISED.pack(scheme.lo, scheme.hi, scheme.levels, entropy, len(packed_lengths), flags) + packed_lengths
+    return own if scheme.ranges is None else own + struct.pack("<Q", scheme.group_size) + scheme.ranges.tobytes()
+
+
+def pack_planes(planes: list[PlaneHeader]) -> bytes:
+    """What the header of mode PLANES has of its own."""
+    packed = [b"" if plane.lengths is None else _ops.pack_lengths(plane.lengths) for plane in planes]
+    kinds = [_PLANE.pack(plane.kind, plane.value, len(p)) for plane, p in zip(planes, packed, strict=True)]
+    return b"".join(kinds + packed)
 
 
 def write_header(
-    mode: Mode,
-    dtype: torch.dtype,
-    shape: tuple[int, ...],
-    table: np.ndarray,
-    *,
-    value: bytes = b"",
-    lo: float = 0.0,
-    hi: float = 0.0,
-    levels: int = 0,
-    entropy: float = 0.0,
-    packed_lengths: bytes = b"",
+    mode: Mode, dtype: torch.dtype, shape: tuple[int, ...], own: bytes, table: np.ndarray, escapes: np.ndarray | None
 ) -> np.ndarray:
     """The header as uint8, its checksum at its end."""
-    own = len(value) if mode == Mode.CONSTANT else header_size(mode, 0, 0, len(packed_lengths)) - _START.size - 4
-    total = _START.size + 8 * len(shape) + own + 8 * len(table) + 4 + int(table[:, 0].sum(dtype=np.uint64))
-    parts = [_START.pack(MAGIC, VERSION, mode, DTYPES.index(dtype), len(shape), total)]
-    parts.append(struct.pack(f"<{len(shape)}Q", *shape))
-    if mode == Mode.CONSTANT:
-        parts.append(value)
-    elif mode != Mode.RAW:
-        parts += [_QUANTISED.pack(lo, hi, levels, entropy, len(packed_lengths), 0), packed_lengths]
-    parts.append(table.astype("<u4").tobytes())
-    body = b"".join(parts)
+    size = header_size(len(shape), len(own), len(table), escapes is not None)
+    total = size + int(table[:, 0].sum(dtype=np.uint64))
+    rows = table if escapes is None else np.column_stack([table, escapes])
+    start = _START.pack(MAGIC, VERSION, mode, DTYPES.index(dtype), len(shape), total)
+    body = start + struct.pack(f"<{len(shape)}Q", *shape) + own + rows.astype("<u4").tobytes()
     checksum = _ops.crc32c(np.frombuffer(body, np.uint8))
     return np.frombuffer(body + struct.pack("<I", checksum), np.uint8)
 
@@ -183,23 +222,31 @@ def parse_header(data: np.ndarray, *, whole: bool = True) -> Header:
     numel = math.prod(shape)
     if math.prod(size for size in shape if size > 0) > MAX_NUMEL:
         raise BadShapeError(f"expected at most {MAX_NUMEL} elements, got shape {shape}")
-    fields, packed = _parse_mode(reader, mode, dtype, numel)
-    table = reader.take(8 * block_count(mode, numel, dtype.itemsize), "block table")
+    parse = {Mode.CONSTANT: _constant_fields, Mode.PLANES: _plane_fields}.get(mode, _quantised_fields)
+    fields, packed = ({}, []) if mode == Mode.RAW else parse(reader, mode, dtype, numel)
+    escaped = "escapes" in fields
+    blocks = block_count(mode, dtype, numel, fields.get("planes", ()))
+    rows = reader.take((12 if escaped else 8) * blocks, "block table")
     end = reader.at
     (checksum,) = struct.unpack("<I", reader.take(4, "header checksum"))
     actual = _ops.crc32c(data[:end])
     if actual != checksum:
         raise BadChecksumError(f"header: expected checksum {checksum:08x}, got {actual:08x}")
-    blocks = np.frombuffer(table, "<u4").astype(np.uint32).reshape(-1, 2)
-    _check_blocks(blocks, total - reader.at, mode, numel, dtype.itemsize, fields.get("levels", 0))
+    table = np.frombuffer(rows, "<u4").astype(np.uint32).reshape(-1, 3 if escaped else 2)
+    if escaped:
+        fields["escapes"] = np.ascontiguousarray(table[:, 2])
+    table = np.ascontiguousarray(table[:, :2])
+    expected = _expected_blocks(mode, dtype, numel, fields)
+    _check_blocks(table, fields.get("escapes"), expected, total - reader.at, dtype.itemsize)
+    # Codes only now: what they are made from is covered by the checksum.
     if mode == Mode.ENTROPY:
-        lengths = _ops.unpack_lengths(packed, fields["levels"])
-        if lengths is None:
-            raise BadCodeError(
-                f"expected the {fields['levels']} lengths of a complete prefix code in {len(packed)} bytes"
-            )
-        fields["lengths"] = lengths
-    return Header(mode=mode, dtype=dtype, shape=shape, total=total, data=reader.at, table=blocks, **fields)
+        fields["lengths"] = _unpack_code(packed[0], fields["scheme"].levels)
+    elif mode == Mode.PLANES:
+        fields["planes"] = tuple(
+            PlaneHeader(plane.kind, plane.value, _unpack_code(p, 256)) if plane.kind == PlaneKind.CODED else plane
+            for plane, p in zip(fields["planes"], packed, strict=True)
+        )
+    return Header(mode=mode, dtype=dtype, shape=shape, total=total, data=reader.at, table=table, **fields)
 
 
 def peek(payload: torch.Tensor) -> tuple[torch.dtype, torch.Size] | None:
@@ -217,14 +264,36 @@ def peek(payload: torch.Tensor) -> tuple[torch.dtype, torch.Size] | None:
     return DTYPES[dtype], torch.Size(shape)
 
 
-def _parse_mode(reader: _Reader, mode: Mode, dtype: torch.dtype, numel: int) -> tuple[dict, bytes]:
-    if mode == Mode.RAW:
-        return {}, b""
-    if mode == Mode.CONSTANT:
-        if numel == 0:
-            raise BadHeaderError(f"expected a constant of at least one element, got shape of {numel}")
-        return {"value": reader.take(dtype.itemsize, "constant")}, b""
-    lo, hi, levels, entropy, length_bytes, zero = _QUANTISED.unpack(reader.take(_QUANTISED.size, "quantiser"))
+def _unpack_code(packed: bytes, levels: int) -> torch.Tensor:
+    lengths = _ops.unpack_lengths(packed, levels)
+    if lengths is None:
+        raise BadCodeError(f"expected the {levels} lengths of a complete prefix code in {len(packed)} bytes")
+    return lengths
+
+
+def _constant_fields(reader: _Reader, mode: Mode, dtype: torch.dtype, numel: int) -> tuple[dict, list[bytes]]:
+    if numel == 0:
+        raise BadHeaderError("expected a constant of at least one element, got a shape of none")
+    return {"value": reader.take(dtype.itemsize, "constant")}, []
+
+
+def _plane_fields(reader: _Reader, mode: Mode, dtype: torch.dtype, numel: int) -> tuple[dict, list[bytes]]:
+    if numel == 0:
+        raise BadHeaderError("expected planes of at least one element, got a shape of none")
+    planes, sizes = [], []
+    for _ in range(unit_width(dtype)):
+        kind, value, length_bytes = _PLANE.unpack(reader.take(_PLANE.size, "plane"))
+        if kind not in list(PlaneKind):
+            raise BadHeaderError(f"expected a plane's kind of 0 to {max(PlaneKind)}, got {kind}")
+        if (value and kind != PlaneKind.CONSTANT) or (length_bytes and kind != PlaneKind.CODED):
+            raise BadHeaderError(f"expected zeros in a plane of kind {kind}, got {value} and {length_bytes}")
+        planes.append(PlaneHeader(PlaneKind(kind), value))
+        sizes.append(length_bytes)
+    return {"planes": tuple(planes)}, [reader.take(size, "code lengths") for size in sizes]
+
+
+def _quantised_fields(reader: _Reader, mode: Mode, dtype: torch.dtype, numel: int) -> tuple[dict, list[bytes]]:
+    lo, hi, levels, entropy, length_bytes, flags = _QUANTISED.unpack(reader.take(_QUANTISED.size, "quantiser"))
     if dtype not in _ops.DTYPE_CODES or numel == 0:
         raise BadHeaderError(f"expected {mode.name.lower()} mode of floating point values, got {numel} of {dtype}")
     if not (math.isfinite(lo) and math.isfinite(hi) and is_less(lo, hi)):
@@ -234,10 +303,37 @@ def _parse_mode(reader: _Reader, mode: Mode, dtype: torch.dtype, numel: int) -> 
     most = _ops.MAX_CODED_LEVELS if mode == Mode.ENTROPY else _ops.MAX_LEVELS
     if not 2 <= levels <= most:
         raise BadHeaderError(f"expected 2 to {most} levels, got {levels}")
-    if not (0 <= entropy <= 64) or zero != 0 or (mode == Mode.FIXED and length_bytes != 0):
-        raise BadHeaderError(f"expected an entropy and reserved zeros, got {entropy}, {zero}, {length_bytes}")
+    if not (0 <= entropy <= 64) or (mode == Mode.FIXED and length_bytes != 0):
+        raise BadHeaderError(f"expected an entropy and, of fixed bits, no code lengths, got {entropy}, {length_bytes}")
+    if flags not in (0, _GROUPED, _ESCAPED):
+        raise BadHeaderError(f"expected flags 0, {_GROUPED} or {_ESCAPED}, got {flags}")
     packed = reader.take(length_bytes, "code lengths")
-    return {"lo": lo, "hi": hi, "levels": levels, "entropy": entropy}, packed
+    scheme = _ops.Scheme(lo=lo, hi=hi, levels=levels, clamp=flags == _ESCAPED)
+    if flags == _GROUPED:
+        scheme = _grouped(reader, dtype, numel, scheme)
+    fields: dict = {"scheme": scheme, "entropy": entropy}
+    return (fields | {"escapes": None} if flags == _ESCAPED else fields), [packed]
+
+
+def _grouped(reader: _Reader, dtype: torch.dtype, numel: int, scheme: _ops.Scheme) -> _ops.Scheme:
+    """The scheme with the ranges of its groups."""
+    (size,) = struct.unpack("<Q", reader.take(8, "group size"))
+    if not 1 <= size < numel:
+        raise BadHeaderError(f"expected groups of 1 to {numel - 1} values, got {size}")
+    stored = np.frombuffer(
+        reader.take(2 * dtype.itemsize * -(-numel // size), "ranges of groups"), f"<u{dtype.itemsize}"
+    ).reshape(-1, 2)
+    signed = stored.view(f"<i{dtype.itemsize}")
+    smallest = np.iinfo(signed.dtype).min
+    infinity = torch.tensor(float("inf"), dtype=dtype).view(getattr(torch, f"int{8 * dtype.itemsize}")).item()
+    # Ascending with the numbers, as integers: a thread may flush denormals. smallest is -0.
+    order = np.where(signed >= 0, signed, smallest - signed)
+    finite = (signed & ~smallest) < infinity
+    if not finite.all() or (signed == smallest).any() or (order[:, 0] > order[:, 1]).any():
+        raise BadHeaderError("expected finite ranges lo <= hi of groups, none of them -0")
+    return _ops.Scheme(
+        lo=scheme.lo, hi=scheme.hi, levels=scheme.levels, group_size=size, ranges=np.ascontiguousarray(stored)
+    )
 
 
 def is_less(lo: float, hi: float) -> bool:
@@ -265,23 +361,44 @@ def _is_exact(value: float, dtype: torch.dtype) -> bool:
     return abs(value) <= torch.finfo(dtype).max and math.ldexp(value, -unit).is_integer()
 
 
-def _check_blocks(table: np.ndarray, data_bytes: int, mode: Mode, numel: int, itemsize: int, levels: int) -> None:
+def _expected_blocks(mode: Mode, dtype: torch.dtype, numel: int, fields: dict) -> np.ndarray:
+    """int64 [blocks], the bytes that each must have (without escapes), or -1 where its symbols are coded."""
+
+    def cut(total: int, full: int) -> np.ndarray:
+        sizes = np.full(-(-total // full), full, np.int64)
+        if total % full:
+            sizes[-1] = total % full
+        return sizes
+
+    if mode == Mode.CONSTANT:
+        return np.empty(0, np.int64)
+    if mode == Mode.RAW:
+        return cut(numel * dtype.itemsize, RAW_BLOCK_BYTES)
+    symbols = cut(numel * dtype.itemsize // unit_width(dtype), _ops.BLOCK_SYMBOLS)
+    if mode == Mode.PLANES:
+        stored = [plane.kind for plane in fields["planes"] if plane.kind != PlaneKind.CONSTANT]
+        parts = [symbols if kind == PlaneKind.RAW else np.full_like(symbols, -1) for kind in stored]
+        return np.concatenate([np.empty(0, np.int64), *parts])
+    if mode == Mode.ENTROPY:
+        return np.full_like(symbols, -1)
+    return (symbols * _ops.kernels.fixed_bits(fields["scheme"].levels) + 7) // 8
+
+
+def _check_blocks(
+    table: np.ndarray, escapes: np.ndarray | None, expected: np.ndarray, data_bytes: int, itemsize: int
+) -> None:
     sizes = table[:, 0].astype(np.int64)
     if int(sizes.sum()) != data_bytes:
         raise BadOffsetError(f"expected blocks of {data_bytes} bytes together, got {int(sizes.sum())}")
-    if mode == Mode.ENTROPY:
-        if len(sizes) and (sizes.min() < 64 or sizes.max() > _ops.kernels.max_block_bytes or (sizes % 2).any()):
-            raise BadOffsetError("expected even block sizes between 64 bytes and what a block can take")
-        return
-    if mode == Mode.CONSTANT:
-        return
-    if mode == Mode.RAW:
-        full, last = RAW_BLOCK_BYTES, numel * itemsize % RAW_BLOCK_BYTES
-    else:
-        bits = _ops.kernels.fixed_bits(levels)
-        full, last = _ops.BLOCK_SYMBOLS * bits // 8, -(-(numel % _ops.BLOCK_SYMBOLS) * bits // 8)
-    expected = np.full(len(sizes), full)
-    if last:
-        expected[-1] = last
-    if (sizes != expected).any():
-        raise BadOffsetError(f"expected blocks of {full} bytes, the last of {last or full}, got {sizes.tolist()[:8]}")
+    if escapes is not None:
+        if len(escapes) and int(escapes.max()) > _ops.BLOCK_SYMBOLS:
+            raise BadOffsetError(f"expected at most {_ops.BLOCK_SYMBOLS} escapes of a block, got {int(escapes.max())}")
+        sizes = sizes - escapes.astype(np.int64) * (2 + itemsize)
+    coded = expected < 0
+    wrong = sizes[~coded] != expected[~coded]
+    if wrong.any():
+        at = int(np.flatnonzero(~coded)[np.flatnonzero(wrong)[0]])
+        raise BadOffsetError(f"expected {expected[at]} bytes in block {at}, got {sizes[at]}")
+    sizes = sizes[coded]
+    if len(sizes) and (sizes.min() < 64 or sizes.max() > _ops.kernels.max_block_bytes or (sizes % 2).any()):
+        raise BadOffsetError("expected even block sizes between 64 bytes and what a block can take")

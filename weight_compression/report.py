@@ -84,7 +84,13 @@ def plot_bits(rows: list[TensorRow], path: Path) -> None:
         raise ValueError("expected at least one tensor with values to plot")
     figure = new_figure(8, min(40.0, 1.6 + 0.24 * len(rows)))
     axes = figure.add_subplot()
-    colours = {"entropy": "tab:blue", "fixed": "tab:orange", "constant": "tab:green", "raw": "tab:grey"}
+    colours = {
+        "entropy": "tab:blue",
+        "fixed": "tab:orange",
+        "constant": "tab:green",
+        "planes": "tab:purple",
+        "raw": "tab:grey",
+    }
     # Headers of tiny tensors would dwarf everything else.
     shown = [min(row.bits, 40.0) for row in rows]
     axes.barh(range(len(rows)), shown, color=[colours[row.mode] for row in rows])

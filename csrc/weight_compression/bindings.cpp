@@ -29,6 +29,30 @@ Values values(int dtype, int64_t n, uintptr_t x) { return {static_cast<DType>(dt
 
 Launch on_cpu(int threads) { return {-1, threads, nullptr}; }
 
+// (levels, lo, hi, group_size, address of the groups' ranges or 0, clamp), or of a plane (256, width, shift, rotate).
+Scheme scheme(const py::tuple& fields) {
+    Scheme s{};
+    s.levels = fields[0].cast<int64_t>();
+    if (fields.size() == 4) {
+        s.plane = {fields[1].cast<int>(), fields[2].cast<int>(), fields[3].cast<bool>()};
+        return s;
+    }
+    s.lo = fields[1].cast<double>();
+    s.hi = fields[2].cast<double>();
+    s.group_size = fields[3].cast<int64_t>();
+    s.ranges = pointer<const void>(fields[4].cast<uintptr_t>());
+    s.clamp = fields[5].cast<bool>();
+    return s;
+}
+
+Blocks blocks(uintptr_t data, int64_t size, uintptr_t table, uintptr_t escapes) {
+    return {pointer<const uint8_t>(data), size, pointer<const BlockEntry>(table), pointer<const uint32_t>(escapes)};
+}
+
+std::tuple<int, int64_t> result_of(const DecodeResult& result) {
+    return std::make_tuple(static_cast<int>(result.status), result.block);
+}
+
 }  // namespace
 
 void bind_weight_compression(py::module_& m) {
@@ -37,11 +61,13 @@ void bind_weight_compression(py::module_& m) {
     m.attr("max_levels") = max_levels;
     m.attr("max_coded_levels") = max_coded_levels;
     m.attr("max_block_bytes") = max_block_bytes;
+    m.attr("sample_everything") = sample_everything;
     m.def("coded_bytes_bound", &coded_bytes_bound, py::arg("n"), py::arg("bits"));
     m.def("fixed_bits", &fixed_bits, py::arg("levels"));
     m.def("fixed_bytes", &fixed_bytes, py::arg("n"), py::arg("bits"));
     m.def("length_limit", &length_limit, py::arg("levels"));
     m.def("levels_of_bits", &levels_of_bits, py::arg("bits"));
+    m.def("sample_size", &cpu::sample_size, py::arg("n"), py::arg("fraction"));
     m.def("sample_runs", &sample_runs, py::arg("n"), py::arg("fraction"));
     m.def("exact_log2", &exact_log2, py::arg("x"));
     m.def("exact_exp2", &exact_exp2, py::arg("x"));
@@ -53,28 +79,38 @@ void bind_weight_compression(py::module_& m) {
         py::arg("counts"));
     m.def(
         "value_range",
-        [](int dtype, int64_t n, uintptr_t x, int threads) {
-            Range range;
-            {
-                py::gil_scoped_release release;
-                range = cpu::value_range(values(dtype, n, x), on_cpu(threads));
-            }
+        [](int dtype, int64_t n, uintptr_t x, double fraction, uintptr_t sample, int threads) {
+            py::gil_scoped_release release;
+            const Range range = cpu::value_range(values(dtype, n, x), fraction, pointer<void>(sample), on_cpu(threads));
             return std::make_tuple(range.lo, range.hi, range.finite);
         },
-        "(lo, hi, whether all are finite) of n >= 1 values.");
+        "(lo, hi, whether all are finite) of n >= 1 values, and their sample unless its address is 0.");
+    m.def(
+        "group_ranges",
+        [](int dtype, int64_t n, uintptr_t x, int64_t size, uintptr_t ranges, int threads) {
+            py::gil_scoped_release release;
+            cpu::group_ranges(values(dtype, n, x), size, pointer<void>(ranges), on_cpu(threads));
+        },
+        "ranges[groups][2] of every run of `size` values.");
+    m.def(
+        "count_outside",
+        [](int dtype, int64_t n, uintptr_t x, double lo, double hi, uintptr_t counts, int threads) {
+            py::gil_scoped_release release;
+            cpu::count_outside(values(dtype, n, x), lo, hi, pointer<uint32_t>(counts), on_cpu(threads));
+        },
+        "counts[blocks] of values beyond lo and hi.");
     m.def(
         "sample_counts",
-        [](int dtype, int64_t n, uintptr_t x, double lo, double hi, int64_t bins, double fraction) {
-            std::vector<int64_t> counts(bins);
-            cpu::sample_counts(values(dtype, n, x), lo, hi, bins, fraction, counts.data());
-            return counts;
+        [](int dtype, int64_t n, uintptr_t x, const py::tuple& fields, double fraction, uintptr_t counts) {
+            cpu::sample_counts(values(dtype, n, x), scheme(fields), fraction, pointer<int64_t>(counts));
         },
-        "Histogram of the sample that the entropy is estimated from.");
+        "counts[levels] of the sample's symbols.");
     m.def(
         "symbol_counts",
-        [](int dtype, int64_t n, uintptr_t x, double lo, double hi, int64_t levels, uintptr_t counts, int threads) {
+        [](int dtype, int64_t n, uintptr_t x, const py::tuple& fields, uintptr_t counts, int threads) {
+            const Scheme s = scheme(fields);
             py::gil_scoped_release release;
-            cpu::symbol_counts(values(dtype, n, x), lo, hi, levels, pointer<int64_t>(counts), on_cpu(threads));
+            cpu::symbol_counts(values(dtype, n, x), s, pointer<int64_t>(counts), on_cpu(threads));
         },
         "counts[levels] of all symbols.");
     m.def(
@@ -84,6 +120,14 @@ void bind_weight_compression(py::module_& m) {
             code_lengths(pointer<const int64_t>(counts), levels, pointer<uint8_t>(lengths));
         },
         "lengths[levels] of the optimal code, none longer than length_limit(levels).");
+    m.attr("sample_coded_from") = sample_coded_from;
+    m.attr("sample_weight") = sample_weight;
+    m.def(
+        "sample_code_bits",
+        [](int64_t levels, uintptr_t counts, uintptr_t lengths, int64_t n) {
+            return sample_code_bits(pointer<const int64_t>(counts), pointer<const uint8_t>(lengths), levels, n);
+        },
+        "Bits that n values may take with the code of a sample of them, or -1 if it is not good enough.");
     m.def(
         "is_complete_code",
         [](int64_t levels, uintptr_t lengths) {
@@ -108,29 +152,50 @@ void bind_weight_compression(py::module_& m) {
         "The inverse of pack_lengths; False if the bytes are not those of `levels` lengths.");
     m.def(
         "encode_blocks",
-        [](int dtype, int64_t n, uintptr_t x, double lo, double hi, int64_t levels, uintptr_t lengths, int bits,
+        [](int dtype, int64_t n, uintptr_t x, const py::tuple& fields, uintptr_t lengths, int bits, uintptr_t escapes,
            uintptr_t out, int64_t room, uintptr_t table, int threads) {
+            const Scheme s = scheme(fields);
             py::gil_scoped_release release;
-            return cpu::encode_blocks(values(dtype, n, x), lo, hi, {levels, pointer<const uint8_t>(lengths), bits},
-                                      pointer<uint8_t>(out), room, pointer<BlockEntry>(table), on_cpu(threads));
+            return cpu::encode_blocks(values(dtype, n, x), s, {pointer<const uint8_t>(lengths), bits},
+                                      pointer<const uint32_t>(escapes), pointer<uint8_t>(out), room,
+                                      pointer<BlockEntry>(table), on_cpu(threads));
         },
         "Writes blocks and their table; returns the blocks' bytes.");
     m.def(
         "decode_blocks",
-        [](uintptr_t data, int64_t size, uintptr_t table, int64_t n, double lo, double hi, int64_t levels,
+        [](uintptr_t data, int64_t size, uintptr_t table, uintptr_t escapes, int64_t n, const py::tuple& fields,
            uintptr_t lengths, int bits, int dtype, uintptr_t out, bool accumulate, double scale, bool check,
            int threads) {
-            DecodeResult result;
-            {
-                py::gil_scoped_release release;
-                const Target target{static_cast<DType>(dtype), pointer<void>(out), accumulate, scale};
-                result =
-                    cpu::decode_blocks(pointer<const uint8_t>(data), size, pointer<const BlockEntry>(table), n, lo, hi,
-                                       {levels, pointer<const uint8_t>(lengths), bits}, target, check, on_cpu(threads));
-            }
-            return std::make_tuple(static_cast<int>(result.status), result.block);
+            const Scheme s = scheme(fields);
+            py::gil_scoped_release release;
+            const Target target{static_cast<DType>(dtype), pointer<void>(out), accumulate, scale};
+            return result_of(cpu::decode_blocks(blocks(data, size, table, escapes), n, s,
+                                                {pointer<const uint8_t>(lengths), bits}, target, check,
+                                                on_cpu(threads)));
         },
         "(0 ok, 1 checksum, 2 malformed; block).");
+    m.def(
+        "copy_plane",
+        [](int64_t n, uintptr_t x, const py::tuple& fields, uintptr_t out, uintptr_t table, int threads) {
+            const Scheme s = scheme(fields);
+            py::gil_scoped_release release;
+            cpu::copy_plane(values(0, n, x), s.plane, pointer<uint8_t>(out), pointer<BlockEntry>(table),
+                            on_cpu(threads));
+        },
+        "Writes a plane's bytes as they are, and their table.");
+    m.def(
+        "decode_planes",
+        [](const std::vector<std::tuple<uintptr_t, int64_t, uintptr_t, uintptr_t, int>>& planes, int64_t n, bool rotate,
+           uintptr_t out, bool check, int threads) {
+            std::vector<PlaneBlocks> all;
+            for (const auto& [data, size, table, lengths, value] : planes)
+                all.push_back(
+                    {blocks(data, size, table, 0), pointer<const uint8_t>(lengths), static_cast<uint8_t>(value)});
+            py::gil_scoped_release release;
+            return result_of(cpu::decode_planes(all.data(), n, static_cast<int>(all.size()), rotate, pointer<void>(out),
+                                                check, on_cpu(threads)));
+        },
+        "Units from planes (data, size, table, lengths, value); (0 ok, 1 checksum, 2 malformed; block).");
     m.def(
         "checksum_blocks",
         [](uintptr_t data, int64_t size, int64_t block, uintptr_t table, int threads) {

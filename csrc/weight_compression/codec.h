@@ -1,14 +1,17 @@
 // Compressing and decompressing the blocks of one tensor on the CPU. The pipeline:
 //
-//   value_range -> sample_counts -> (levels.h) -> symbol_counts -> code_lengths -> encode_blocks
+//   value_range -> symbol_counts of the sample -> (levels.h) -> symbol_counts -> code_lengths -> encode_blocks
 //   decode_blocks
 //
-// Headers and block tables are laid out by weight_compression/payload.py; FORMAT.md has the whole format.
+// and of planes of bytes, which hold values exactly: symbol_counts -> code_lengths -> encode_blocks or copy_plane for
+// each plane, and decode_planes for all. Headers and block tables are laid out by weight_compression/payload.py;
+// FORMAT.md has the whole format.
 #pragma once
 
 #include <cstdint>
 
 #include "common/launch.h"
+#include "weight_compression/levels.h"
 #include "weight_compression/quantize_simd.h"
 #include "weight_compression/source.h"
 #include "weight_compression/stream.h"
@@ -22,9 +25,17 @@ struct BlockEntry {
 
 // How symbols are stored: by a canonical prefix code with these lengths, or, if lengths is null, with `bits` each.
 struct Coding {
-    int64_t levels;
     const uint8_t* lengths;
     int bits;
+};
+
+// The blocks of a payload, one behind the other: the table's sizes add up to `size`. `escapes`, if not null, is the
+// number of values at the end of every block that are stored exactly, as uint16 positions and the values.
+struct Blocks {
+    const uint8_t* data;
+    int64_t size;
+    const BlockEntry* table;
+    const uint32_t* escapes;
 };
 
 enum class DecodeStatus : int { ok = 0, checksum = 1, malformed = 2 };
@@ -34,27 +45,52 @@ struct DecodeResult {
     int64_t block;  // one that failed: the lowest of those that were looked at
 };
 
+// One plane of bytes: coded, or, without lengths, its bytes as they are, or, without blocks, `value` throughout.
+struct PlaneBlocks {
+    Blocks blocks;
+    const uint8_t* lengths;
+    uint8_t value;
+};
+
 namespace cpu {
 
-// Of all n >= 1 values.
-Range value_range(const Values& x, const Launch& on);
+// Values of the sample (see levels.h) of n.
+inline int64_t sample_size(int64_t n, double fraction) {
+    return n <= sample_everything ? n : sample_runs(n, fraction) * sample_run;
+}
 
-// Numbers of values of a sample (see levels.h) in `bins` equal bins of [lo, hi].
-void sample_counts(const Values& x, double lo, double hi, int64_t bins, double fraction, int64_t* counts);
+// Of all n >= 1 values. `sample`, if not null, gets the sample_size(n, fraction) values of the sample.
+Range value_range(const Values& x, double fraction, void* sample, const Launch& on);
 
-// counts[levels] of all symbols.
-void symbol_counts(const Values& x, double lo, double hi, int64_t levels, int64_t* counts, const Launch& on);
+// ranges[2 g], ranges[2 g + 1], of the dtype of x: lo and hi of the group g of `size` values; the last may have fewer.
+void group_ranges(const Values& x, int64_t size, void* ranges, const Launch& on);
 
-// Writes the blocks one behind the other and returns their bytes. `out` has `room` bytes: coded_bytes_bound(n, total
-// bits) or, for fixed bits, fixed_bytes(n, bits); table for block_count(n) entries. Throws std::runtime_error if the
-// values need more, which they do only if they have changed since they were counted.
-int64_t encode_blocks(const Values& x, double lo, double hi, const Coding& coding, uint8_t* out, int64_t room,
-                      BlockEntry* table, const Launch& on);
+// How many values of each block are below lo or above hi.
+void count_outside(const Values& x, double lo, double hi, uint32_t* counts, const Launch& on);
 
-// The inverse into `out`, of n elements. `data` is `size` bytes, which the table's blocks fill exactly. With `check`,
-// checksums are compared before a block is decoded, and before anything is added when accumulating.
-DecodeResult decode_blocks(const uint8_t* data, int64_t size, const BlockEntry* table, int64_t n, double lo, double hi,
-                           const Coding& coding, const Target& out, bool check, const Launch& on);
+// Numbers of values of the sample by symbol, where those depend on where in x a value is.
+void sample_counts(const Values& x, const Scheme& scheme, double fraction, int64_t* counts);
+
+// Numbers of all values by symbol.
+void symbol_counts(const Values& x, const Scheme& scheme, int64_t* counts, const Launch& on);
+
+// Writes the blocks one behind the other and returns their bytes, or -1 if they are more than `room`, which has to be
+// coded_bytes_bound(n, total bits) or, for fixed bits, fixed_bytes(n, bits), and those of the escapes. table has
+// block_count(n) entries. `escapes` is what count_outside found, or null; the scheme clamps if it is not.
+int64_t encode_blocks(const Values& x, const Scheme& scheme, const Coding& coding, const uint32_t* escapes,
+                      uint8_t* out, int64_t room, BlockEntry* table, const Launch& on);
+
+// The inverse into `out`, of n elements. With `check`, checksums are compared before a block is decoded, and before
+// anything is added when accumulating.
+DecodeResult decode_blocks(const Blocks& blocks, int64_t n, const Scheme& scheme, const Coding& coding,
+                           const Target& out, bool check, const Launch& on);
+
+// The bytes of one plane as they are, in blocks of block_symbols.
+void copy_plane(const Values& x, const Plane& plane, uint8_t* out, BlockEntry* table, const Launch& on);
+
+// n units of `width` bytes from their planes, the top first. The block of a result counts through all planes' tables.
+DecodeResult decode_planes(const PlaneBlocks* planes, int64_t n, int width, bool rotate, void* out, bool check,
+                           const Launch& on);
 
 // Checksums of blocks of `block` bytes (the last may be shorter).
 void checksum_blocks(const uint8_t* data, int64_t size, int64_t block, BlockEntry* table, const Launch& on);
@@ -72,5 +108,8 @@ PLATONIC_HD int64_t fixed_block_bytes(int64_t n, int bits) { return (n * bits + 
 PLATONIC_HD int64_t fixed_bytes(int64_t n, int bits) {
     return n / block_symbols * fixed_block_bytes(block_symbols, bits) + fixed_block_bytes(n % block_symbols, bits);
 }
+
+// Bytes of a value that is stored exactly beside a block.
+inline int64_t escape_bytes(DType dtype) { return 2 + item_bytes(dtype); }
 
 }  // namespace platonic

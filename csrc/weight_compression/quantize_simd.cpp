@@ -3,6 +3,7 @@
 #include "weight_compression/quantize_simd.h"
 
 #include <cstring>
+#include <type_traits>
 
 #include "common/simd.h"
 #include "weight_compression/half.h"
@@ -93,13 +94,85 @@ Range range_of(const T* x, int64_t count) {
 
 // The minimum never decides anything unless the tensor is being changed by another thread since its range was taken:
 // then it keeps symbols inside of the tables.
-template <class R, class Q>
-PLATONIC_INLINE void quantize_all(const Q& z, int64_t levels, const R* x, int64_t count, uint16_t* symbols) {
-    const uint32_t last = static_cast<uint32_t>(levels - 1);
+template <bool clamp, class R>
+PLATONIC_INLINE void quantize_all(const Quantizer<R>& z, const Scheme& scheme, const R* x, int64_t count,
+                                  uint16_t* symbols) {
+    const uint32_t last = static_cast<uint32_t>(scheme.levels - 1);
+    const R lo = static_cast<R>(scheme.lo), hi = static_cast<R>(scheme.hi);
     for (int64_t i = 0; i < count; ++i) {
-        const uint32_t q = static_cast<uint32_t>(static_cast<int32_t>((x[i] * z.pre - z.low) * z.factor));
+        R w = x[i];
+        if (clamp) {
+            w = w < lo ? lo : w;
+            w = w > hi ? hi : w;
+        }
+        const uint32_t q = static_cast<uint32_t>(static_cast<int32_t>((w * z.pre - z.low) * z.factor));
         symbols[i] = static_cast<uint16_t>(q < last ? q : last);
     }
+}
+
+// Calls run(group, begin, end) for every part of [first, first + count) that lies in one group.
+template <class F>
+PLATONIC_INLINE void for_each_group(const Scheme& scheme, int64_t first, int64_t count, const F& run) {
+    for (int64_t i = first; i < first + count;) {
+        const int64_t group = i / scheme.group_size, end = (group + 1) * scheme.group_size;
+        const int64_t stop = end < first + count ? end : first + count;
+        run(group, i, stop);
+        i = stop;
+    }
+}
+
+// x[0] is value number `first` of the tensor.
+template <class R>
+PLATONIC_INLINE void quantize_values(const Quantizer<R>& z, const Scheme& scheme, DType dtype, const R* x,
+                                     int64_t first, int64_t count, uint16_t* symbols) {
+    if (scheme.ranges) {
+        for_each_group(scheme, first, count, [&](int64_t group, int64_t begin, int64_t end) {
+            const GroupRange range = group_range(scheme, dtype, group);
+            const int64_t at = begin - first, size = end - begin;
+            if (range.lo == range.hi) return static_cast<void>(memset(symbols + at, 0, size * sizeof *symbols));
+            const Quantizer<R> own = make_quantizer<R>(range.lo, range.hi, scheme.levels);
+            quantize_all<false>(own, scheme, x + at, size, symbols + at);
+        });
+    } else if (scheme.clamp) {
+        quantize_all<true>(z, scheme, x, count, symbols);
+    } else {
+        quantize_all<false>(z, scheme, x, count, symbols);
+    }
+}
+
+// ---- planes of bytes ----
+
+template <class U>
+PLATONIC_INLINE U rotate_left(U u, int bits) {
+    return static_cast<U>(u << bits | u >> (8 * sizeof(U) - bits));
+}
+
+template <class U>
+PLATONIC_INLINE void plane_symbols(const U* x, const Plane& plane, int64_t count, uint16_t* symbols) {
+    if (plane.rotate)
+        for (int64_t i = 0; i < count; ++i) symbols[i] = rotate_left(x[i], 1) >> plane.shift & 255;
+    else
+        for (int64_t i = 0; i < count; ++i) symbols[i] = x[i] >> plane.shift & 255;
+}
+
+template <class U>
+PLATONIC_INLINE void merge_plane(U* y, const Plane& plane, int64_t count, const uint16_t* symbols) {
+    const int up = plane.rotate ? static_cast<int>(8 * sizeof(U)) - 1 : 0;
+    if (up)
+        for (int64_t i = 0; i < count; ++i)
+            y[i] = static_cast<U>(y[i] | rotate_left(static_cast<U>(static_cast<U>(symbols[i]) << plane.shift), up));
+    else
+        for (int64_t i = 0; i < count; ++i)
+            y[i] = static_cast<U>(y[i] | static_cast<U>(static_cast<U>(symbols[i]) << plane.shift));
+}
+
+// Calls run(a null pointer of the unit's type).
+template <class F>
+PLATONIC_INLINE void with_unit(int width, const F& run) {
+    if (width == 1) return run(static_cast<uint8_t*>(nullptr));
+    if (width == 2) return run(static_cast<uint16_t*>(nullptr));
+    if (width == 4) return run(static_cast<uint32_t*>(nullptr));
+    run(static_cast<uint64_t*>(nullptr));
 }
 
 // Into four tables of `levels` counters, so that runs of one symbol do not wait for each other.
@@ -195,67 +268,71 @@ Range value_range(const Values& x, int64_t first, int64_t count) {
 }
 
 void quantize_chunk(const Values& x, const Quantization& z, int64_t first, int64_t count, uint16_t* symbols) {
+    const Scheme& scheme = z.scheme;
+    if (scheme.plane.width > 0) {
+        return with_unit(scheme.plane.width, [&](auto* unit) {
+            plane_symbols(static_cast<decltype(unit)>(const_cast<void*>(x.data)) + first, scheme.plane, count, symbols);
+        });
+    }
     if (x.dtype == DType::float32)
-        return quantize_all(z.single, z.levels, static_cast<const float*>(x.data) + first, count, symbols);
+        return quantize_values(z.single, scheme, x.dtype, static_cast<const float*>(x.data) + first, first, count,
+                               symbols);
     if (x.dtype == DType::float64)
-        return quantize_all(z.dual, z.levels, static_cast<const double*>(x.data) + first, count, symbols);
+        return quantize_values(z.dual, scheme, x.dtype, static_cast<const double*>(x.data) + first, first, count,
+                               symbols);
     float values[chunk];
     for (int64_t i = 0; i < count; i += chunk) {
         const int64_t size = count - i < chunk ? count - i : chunk;
         load_floats(x, first + i, size, values);
-        quantize_all(z.single, z.levels, values, size, symbols + i);
+        quantize_values(z.single, scheme, x.dtype, values, first + i, size, symbols + i);
     }
 }
 
 void count_symbols(const Values& x, const Quantization& z, int64_t first, int64_t count, int64_t* counts,
                    uint8_t* counters) {
+    const int64_t levels = z.scheme.levels;
     int64_t done = 0;
 #if defined(__AVX512BW__)
-    if (x.dtype == DType::float32 && z.single.pre == 1 && z.levels <= pair_levels) {
+    if (z.is_plain(x.dtype) && levels <= pair_levels) {
         done = count / 32 * 32;
-        count_pairs(static_cast<const float*>(x.data) + first, z.single, z.levels, done, counts,
+        count_pairs(static_cast<const float*>(x.data) + first, z.single, levels, done, counts,
                     reinterpret_cast<uint16_t*>(counters));
     }
 #endif
     // Four tables of 32-bit counters where they fit, else straight into `counts`.
-    const bool tables = 16 * z.levels <= counter_bytes;
+    const bool tables = 16 * levels <= counter_bytes;
     uint32_t* table = reinterpret_cast<uint32_t*>(counters);
     uint16_t symbols[chunk];
     for (; done < count; done += chunk) {
         const int64_t size = count - done < chunk ? count - done : chunk;
         quantize_chunk(x, z, first + done, size, symbols);
         if (tables)
-            count_plain(symbols, size, z.levels, table);
+            count_plain(symbols, size, levels, table);
         else
             for (int64_t i = 0; i < size; ++i) ++counts[symbols[i]];
     }
     if (tables) {
-        for (int64_t s = 0; s < z.levels; ++s) {
+        for (int64_t s = 0; s < levels; ++s) {
             for (int t = 0; t < 4; ++t) {
-                counts[s] += table[t * z.levels + s];
-                table[t * z.levels + s] = 0;
+                counts[s] += table[t * levels + s];
+                table[t * levels + s] = 0;
             }
         }
     }
 }
 
-void dequantize_chunk(const Target& out, const Dequantization& z, int64_t first, int64_t count,
-                      const uint16_t* symbols) {
-    if (out.dtype == DType::float64) {
-        double* y = static_cast<double*>(out.data) + first;
+namespace {
+
+template <class R>
+PLATONIC_INLINE void dequantize_values(const Target& out, const Dequantizer<R>& z, int64_t first, int64_t count,
+                                       const uint16_t* symbols) {
+    const R scale = static_cast<R>(out.scale);
+    if (sizeof(R) == 8 || out.dtype == DType::float32) {
+        R* y = static_cast<R*>(out.data) + first;
         if (out.accumulate)
-            for (int64_t i = 0; i < count; ++i) y[i] = y[i] + out.scale * value_of(z.dual, symbols[i]);
+            for (int64_t i = 0; i < count; ++i) y[i] = y[i] + scale * value_of(z, symbols[i]);
         else
-            for (int64_t i = 0; i < count; ++i) y[i] = value_of(z.dual, symbols[i]);
-        return;
-    }
-    const float scale = static_cast<float>(out.scale);
-    if (out.dtype == DType::float32) {
-        float* y = static_cast<float*>(out.data) + first;
-        if (out.accumulate)
-            for (int64_t i = 0; i < count; ++i) y[i] = y[i] + scale * value_of(z.single, symbols[i]);
-        else
-            for (int64_t i = 0; i < count; ++i) y[i] = value_of(z.single, symbols[i]);
+            for (int64_t i = 0; i < count; ++i) y[i] = value_of(z, symbols[i]);
         return;
     }
     // A 16-bit target's value is rounded to the dtype before it is added, as if it had been stored.
@@ -263,18 +340,78 @@ void dequantize_chunk(const Target& out, const Dequantization& z, int64_t first,
     if (out.dtype == DType::float16) {
         if (out.accumulate)
             for (int64_t i = 0; i < count; ++i)
-                y[i] = float_to_half(half_to_float(y[i]) +
-                                     scale * half_to_float(float_to_half(value_of(z.single, symbols[i]))));
+                y[i] =
+                    float_to_half(half_to_float(y[i]) + scale * half_to_float(float_to_half(value_of(z, symbols[i]))));
         else
-            for (int64_t i = 0; i < count; ++i) y[i] = float_to_half(value_of(z.single, symbols[i]));
+            for (int64_t i = 0; i < count; ++i) y[i] = float_to_half(value_of(z, symbols[i]));
     } else {
         if (out.accumulate)
             for (int64_t i = 0; i < count; ++i)
                 y[i] = float_to_bfloat(bfloat_to_float(y[i]) +
-                                       scale * bfloat_to_float(float_to_bfloat(value_of(z.single, symbols[i]))));
+                                       scale * bfloat_to_float(float_to_bfloat(value_of(z, symbols[i]))));
         else
-            for (int64_t i = 0; i < count; ++i) y[i] = float_to_bfloat(value_of(z.single, symbols[i]));
+            for (int64_t i = 0; i < count; ++i) y[i] = float_to_bfloat(value_of(z, symbols[i]));
     }
+}
+
+template <class R>
+PLATONIC_INLINE void dequantize_groups(const Target& out, const Scheme& scheme, int64_t first, int64_t count,
+                                       const uint16_t* symbols) {
+    for_each_group(scheme, first, count, [&](int64_t group, int64_t begin, int64_t end) {
+        const GroupRange range = group_range(scheme, out.dtype, group);
+        const Dequantizer<R> z = range.lo == range.hi ? Dequantizer<R>{static_cast<R>(range.lo), 0, 1}
+                                                      : make_dequantizer<R>(range.lo, range.hi, scheme.levels);
+        dequantize_values(out, z, begin, end - begin, symbols + (begin - first));
+    });
+}
+
+}  // namespace
+
+void dequantize_chunk(const Target& out, const Dequantization& z, int64_t first, int64_t count,
+                      const uint16_t* symbols) {
+    const Scheme& scheme = z.scheme;
+    if (scheme.plane.width > 0)
+        with_unit(scheme.plane.width, [&](auto* unit) {
+            merge_plane(static_cast<decltype(unit)>(out.data) + first, scheme.plane, count, symbols);
+        });
+    else if (scheme.ranges && out.dtype == DType::float64)
+        dequantize_groups<double>(out, scheme, first, count, symbols);
+    else if (scheme.ranges)
+        dequantize_groups<float>(out, scheme, first, count, symbols);
+    else if (out.dtype == DType::float64)
+        dequantize_values(out, z.dual, first, count, symbols);
+    else
+        dequantize_values(out, z.single, first, count, symbols);
+}
+
+int64_t find_outside(const Values& x, double lo, double hi, int64_t first, int64_t count, uint16_t* positions) {
+    int64_t found = 0;
+    const auto search = [&](const auto* values, int64_t begin, int64_t size) {
+        typedef std::decay_t<decltype(*values)> R;
+        const R low = static_cast<R>(lo), high = static_cast<R>(hi);
+        constexpr int64_t step = 64;
+        for (int64_t i = 0; i < size; i += step) {
+            const int64_t end = i + step < size ? i + step : size;
+            int any = 0;
+            for (int64_t k = i; k < end; ++k) any |= (values[k] < low) | (values[k] > high);
+            if (any == 0) continue;
+            for (int64_t k = i; k < end; ++k)
+                if (values[k] < low || values[k] > high) positions[found++] = static_cast<uint16_t>(begin + k);
+        }
+    };
+    if (x.dtype == DType::float32) {
+        search(static_cast<const float*>(x.data) + first, 0, count);
+    } else if (x.dtype == DType::float64) {
+        search(static_cast<const double*>(x.data) + first, 0, count);
+    } else {
+        float values[chunk];
+        for (int64_t i = 0; i < count; i += chunk) {
+            const int64_t size = count - i < chunk ? count - i : chunk;
+            load_floats(x, first + i, size, values);
+            search(values, i, size);
+        }
+    }
+    return found;
 }
 
 }  // namespace PLATONIC_ISA

@@ -24,6 +24,11 @@ PLATONIC_FOR_EACH_ISA(Range value_range(const Values& x, int64_t first, int64_t 
                       void quantize_chunk(const Values& x, const Quantization& z, int64_t first, int64_t count,
                                           uint16_t* symbols);
 
+                      // Which of the values [first, first + count), at most 65,536, are below lo or above hi: their
+                      // positions from `first` on, ascending, and how many.
+                      int64_t find_outside(const Values& x, double lo, double hi, int64_t first, int64_t count,
+                                           uint16_t* positions);
+
                       // Adds the numbers of symbols of values [first, first + count) to counts[levels]. `counters`:
                       // counter_bytes of zeros, aligned to 64, left as zeros.
                       void count_symbols(const Values& x, const Quantization& z, int64_t first, int64_t count,
