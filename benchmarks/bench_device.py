@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from common import Skipped, copy_call, fma_call, print_rows, time_interleaved
 
+import weight_compression as wc
 from platonic import _ops, narrow
 from platonic.batched import rolling_ridge
 from platonic.pca import sorted_pca
@@ -168,7 +169,46 @@ def deep(device: str, quick: bool) -> list[dict]:
     return [_report("fit_narrow", size, torch.float64, device, ours, peer, moved, work)]
 
 
-KERNELS = (gram, batched, rolling, first_component, deep)
+def codec(device: str, quick: bool) -> list[dict]:
+    """1 GiB compressed and decompressed; the peer is a copy of the tensor. GB/s are of the tensor's bytes alone."""
+    rows = []
+    for dtype in (torch.float32, torch.bfloat16):
+        n = (1 << 22 if quick else 1 << 30) // dtype.itemsize
+        x = torch.randn(n, generator=torch.Generator(device).manual_seed(0), device=device).mul_(0.02).to(dtype)
+        memory = torch.empty(wc.compress_bound(n, dtype, 1), dtype=torch.uint8, device=device)
+        payload, out, other = wc.compress(x), torch.empty_like(x), torch.empty_like(x)
+        size = wc.compress_into(x, memory)
+        if not torch.equal(memory[: int(size)], payload):
+            raise AssertionError("compress_into and compress differ")
+        wc.decompress(payload, out)
+        bound = wc.payload_info(payload).error_bound + 2 * float(x.abs().max()) * torch.finfo(dtype).eps
+        if not float((out.float() - x.float()).abs().max()) <= bound:
+            raise AssertionError("a value is beyond the error bound")
+
+        def peer(x: torch.Tensor = x, other: torch.Tensor = other) -> Any:
+            return other.copy_(x)
+
+        def encode(x: torch.Tensor = x, memory: torch.Tensor = memory) -> Any:
+            return wc.compress_into(x, memory)
+
+        def decode(payload: torch.Tensor = payload, out: torch.Tensor = out) -> Any:
+            return wc.decompress(payload, out, check=False)
+
+        def checked(payload: torch.Tensor = payload, out: torch.Tensor = out) -> Any:
+            return wc.decompress(payload, out)
+
+        def accumulate(payload: torch.Tensor = payload, out: torch.Tensor = out) -> Any:
+            return wc.decompress(payload, out, accumulate=True, scale=0.5, check=False)
+
+        calls = {"encode": encode, "decode": decode, "decode, checked": checked, "accumulate": accumulate}
+        for name, call in calls.items():
+            size = f"{n} values to {8 * payload.numel() / n:.2f} bits"
+            moved = 1.0 * n * dtype.itemsize
+            rows.append(_report(f"codec: {name}", size, dtype, device, call, peer, moved, 0.0))
+    return rows
+
+
+KERNELS = (gram, batched, rolling, first_component, deep, codec)
 
 
 def run(quick: bool = False, device: str = "cpu") -> list[dict]:

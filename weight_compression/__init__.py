@@ -5,7 +5,7 @@ do so for state dicts in ``.wcz`` files. The method is that of chapter 3 of the 
 ``FORMAT.md``.
 """
 
-from weight_compression.codec import PayloadInfo, compress, compress_bound, decompress, payload_info
+from weight_compression.codec import PayloadInfo, compress, compress_bound, compress_into, decompress, payload_info
 from weight_compression.config import CompressionConfig
 from weight_compression.container import WczFile, load_file, save_file
 from weight_compression.entropy import estimate_entropy
@@ -40,6 +40,7 @@ __all__ = [
     "WczFile",
     "compress",
     "compress_bound",
+    "compress_into",
     "decompress",
     "estimate_entropy",
     "load_file",

@@ -1,4 +1,4 @@
-"""Step 3 of *compress*: the only place of this room that takes ``data_ptr()``.
+"""Step 3 of *compress* on the CPU: the only place of this room but ``_device_ops.py`` that takes ``data_ptr()``.
 
 Tensors arrive flat and contiguous on the CPU; results that are a few numbers leave as Python numbers. The kernels are
 described in ``csrc/weight_compression/codec.h``.
@@ -74,7 +74,7 @@ def _values(x: torch.Tensor) -> tuple[int, int, int]:
         raise TypeError(f"expected values of {', '.join(map(str, DTYPE_CODES))}, got {x.dtype}")
     if x.device.type != "cpu":
         raise NotImplementedError(
-            f"compression runs on the CPU so far, got a tensor on {x.device}: move it with .cpu()"
+            f"expected a tensor on the CPU, where this is computed, got one on {x.device}: move it with .cpu()"
         )
     if x.ndim != 1 or not x.is_contiguous():
         raise ValueError(f"expected a flat contiguous tensor, got shape {tuple(x.shape)}, strides {x.stride()}")

@@ -13,10 +13,16 @@ import numpy as np
 import torch
 
 from platonic_core.memory import empty
-from weight_compression import _ops
+from weight_compression import _ops, device
 from weight_compression.config import CompressionConfig
 from weight_compression.entropy import choose_levels, sample_entropy
-from weight_compression.errors import BadChecksumError, BadCodeError, BadShapeError, NonFiniteError, SizeLimitError
+from weight_compression.errors import (
+    BadChecksumError,
+    BadCodeError,
+    BadShapeError,
+    NonFiniteError,
+    SizeLimitError,
+)
 from weight_compression.payload import (
     DTYPES,
     MAX_DIMENSIONS,
@@ -33,7 +39,7 @@ from weight_compression.payload import (
 from weight_compression.planes import compress_planes, decode_planes
 from weight_compression.ranges import choose_ranges, half_width
 
-__all__ = ["PayloadInfo", "compress", "compress_bound", "decompress", "payload_info"]
+__all__ = ["PayloadInfo", "compress", "compress_bound", "compress_into", "decompress", "payload_info"]
 
 Bytes: TypeAlias = torch.Tensor | np.ndarray | bytes | bytearray | memoryview
 
@@ -54,19 +60,24 @@ def compress(tensor: torch.Tensor, config: CompressionConfig | None = None) -> t
     Parameters
     ----------
     tensor : torch.Tensor
-        Any shape, layout and dtype, on the CPU. float16, bfloat16, float32 and float64 are quantised, others kept as
-        they are.
+        Any shape, layout and dtype, on the CPU or a CUDA device. float16, bfloat16, float32 and float64 are quantised,
+        others kept as they are.
     config : CompressionConfig, optional
 
     Returns
     -------
     torch.Tensor
-        uint8 [bytes], self-contained: :func:`decompress` needs nothing else.
+        uint8 [bytes] on the tensor's device, self-contained: :func:`decompress` needs nothing else. On a CUDA device
+        the call waits once, to learn the size; :func:`compress_into` does not. The bytes are those that the CPU writes with
+        ``full_histogram``.
 
     Raises
     ------
     NonFiniteError
         If there is NaN or infinity and ``config.nonfinite`` is 'raise'.
+    NotImplementedError
+        If the tensor is on a CUDA device and the configuration asks for what only the CPU does: `ratio`, `lossless`,
+        `group_size`, `per_channel` or `clip_quantile`.
     TypeError
         If the dtype is not one that payloads can hold.
 
@@ -77,18 +88,12 @@ def compress(tensor: torch.Tensor, config: CompressionConfig | None = None) -> t
     True
     """
     config = CompressionConfig() if config is None else config
-    if tensor.dtype not in DTYPES:
-        raise TypeError(f"expected one of {', '.join(map(str, DTYPES))}, got {tensor.dtype}")
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type == "meta":
-        raise TypeError(f"expected a dense tensor with values, got layout {tensor.layout} on {tensor.device}")
-    if tensor.ndim > MAX_DIMENSIONS:
-        raise TypeError(f"expected at most {MAX_DIMENSIONS} dimensions, got {tensor.ndim}")
-    shape = tuple(tensor.shape)
-    x = tensor.detach().resolve_conj().resolve_neg().reshape(-1).contiguous()
-    if x.device.type != "cpu":
-        raise NotImplementedError(
-            f"compression runs on the CPU so far, got a tensor on {x.device}: move it with .cpu()"
-        )
+    x, shape = _flat_values(tensor)
+    if x.device.type == "cuda":
+        payload = device.compress(x, shape, config, compress_bound(x.numel(), x.dtype, len(shape)))
+        if payload is None:
+            raise NonFiniteError(_NONFINITE)
+        return payload
     if x.numel() == 1:
         return _compress_constant(x, shape, config)
     if x.numel() == 0:
@@ -119,6 +124,65 @@ def compress(tensor: torch.Tensor, config: CompressionConfig | None = None) -> t
     if payload is None:
         raise RuntimeError("compress: the tensor was changed while it was being compressed")
     return payload
+
+
+def compress_into(tensor: torch.Tensor, out: torch.Tensor, config: CompressionConfig | None = None) -> torch.Tensor:
+    """:func:`compress` into memory of the caller's. On a CUDA device it only queues work: nothing waits.
+
+    Parameters
+    ----------
+    tensor : torch.Tensor
+        As for :func:`compress`.
+    out : torch.Tensor
+        uint8 [bytes], contiguous, on the tensor's device, at least ``compress_bound(tensor.numel(), tensor.dtype,
+        tensor.ndim)`` bytes. The payload is ``out[:size]``; the bytes behind it are not touched on a CUDA device.
+    config : CompressionConfig, optional
+
+    Returns
+    -------
+    torch.Tensor
+        int64 [], the payload's size, on the tensor's device; -1, and no payload, if there is NaN or infinity and
+        ``config.nonfinite`` is 'raise'.
+
+    Raises
+    ------
+    NotImplementedError, TypeError
+        As :func:`compress`.
+    """
+    config = CompressionConfig() if config is None else config
+    x, shape = _flat_values(tensor)
+    bound = compress_bound(x.numel(), x.dtype, len(shape))
+    if out.dtype != torch.uint8 or out.ndim != 1 or not out.is_contiguous() or out.numel() < bound:
+        raise ValueError(
+            f"out: expected contiguous uint8 of at least {bound} bytes, got {out.dtype} of shape {tuple(out.shape)}, "
+            f"strides {out.stride()}"
+        )
+    if out.device != x.device:
+        raise ValueError(f"out: expected memory on {x.device}, where the tensor is, got {out.device}")
+    if x.device.type == "cuda":
+        return device.compress_into(x, shape, config, out)
+    try:
+        payload = compress(tensor, config)
+    except NonFiniteError:
+        return torch.tensor(-1)
+    out[: payload.numel()] = payload
+    return torch.tensor(payload.numel())
+
+
+def _flat_values(tensor: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...]]:
+    """The tensor flat and contiguous, and its shape, after checking that it can be compressed."""
+    if tensor.dtype not in DTYPES:
+        raise TypeError(f"expected one of {', '.join(map(str, DTYPES))}, got {tensor.dtype}")
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type == "meta":
+        raise TypeError(f"expected a dense tensor with values, got layout {tensor.layout} on {tensor.device}")
+    if tensor.ndim > MAX_DIMENSIONS:
+        raise TypeError(f"expected at most {MAX_DIMENSIONS} dimensions, got {tensor.ndim}")
+    if tensor.device.type not in ("cpu", "cuda"):
+        raise NotImplementedError(
+            f"expected a tensor on the CPU or a CUDA device, got one on {tensor.device}: move it with .cpu()"
+        )
+    x = tensor.detach().resolve_conj().resolve_neg().reshape(-1).contiguous()
+    return x, tuple(tensor.shape)
 
 
 def compress_bound(numel: int, dtype: torch.dtype = torch.float32, dimensions: int = 64) -> int:
@@ -215,7 +279,7 @@ def _as_bytes(payload: Bytes) -> np.ndarray:
     """uint8 [bytes], sharing the payload's memory."""
     if isinstance(payload, torch.Tensor):
         if payload.device.type != "cpu":
-            raise NotImplementedError(f"decompression runs on the CPU so far, got a payload on {payload.device}")
+            raise NotImplementedError(f"expected a payload on the CPU or a CUDA device, got one on {payload.device}")
         if payload.dtype != torch.uint8 or payload.ndim != 1:
             raise TypeError(f"expected a payload of uint8 [bytes], got {payload.dtype} of shape {tuple(payload.shape)}")
         return payload.detach().contiguous().numpy()
@@ -239,9 +303,9 @@ def decompress(
     Parameters
     ----------
     payload : torch.Tensor, numpy.ndarray or bytes-like
-        uint8, what :func:`compress` returned.
+        uint8, what :func:`compress` returned. A tensor on a CUDA device is decoded there.
     out : torch.Tensor, optional
-        Contiguous, of the payload's shape and dtype: written instead of a new tensor.
+        Contiguous, of the payload's shape and dtype, on its device: written instead of a new tensor.
     accumulate : bool, default False
         ``out += scale * values`` instead of ``out = values``; without a temporary, but for tensors that are stored exactly or
         have a single value. Needs `out`, floating point.
@@ -252,6 +316,8 @@ def decompress(
     check : bool, default True
         Compare the checksum of every block; the header's is always compared. Payloads that were tampered with are safe
         to decode without, but may give other values.
+        On a CUDA device with `out`, False also means that nothing waits and nothing is raised for what the bytes are:
+        a payload that is not one, or not one of `out`, leaves it unspecified.
 
     Returns
     -------
@@ -266,11 +332,13 @@ def decompress(
     """
     if scale != 1.0 and not accumulate:
         raise ValueError(f"scale: expected 1 without accumulate, got {scale}")
+    if accumulate and out is None:
+        raise ValueError("accumulate: expected out, the tensor to add to")
+    if isinstance(payload, torch.Tensor) and payload.device.type == "cuda":
+        return _decompress_on_device(payload, out, accumulate, scale, max_bytes, check)
     data = _as_bytes(payload)
     header = parse_header(data)
     if out is None:
-        if accumulate:
-            raise ValueError("accumulate: expected out, the tensor to add to")
         size = header.numel * header.dtype.itemsize
         if size > max_bytes:
             raise SizeLimitError(f"expected at most max_bytes = {max_bytes}, got a tensor of {size} bytes")
@@ -283,21 +351,47 @@ def decompress(
     return out
 
 
+def _decompress_on_device(
+    payload: torch.Tensor, out: torch.Tensor | None, accumulate: bool, scale: float, max_bytes: int, check: bool
+) -> torch.Tensor:
+    """decompress of a payload on a CUDA device. What is wrong with one that is, the CPU finds out from a copy."""
+    if payload.dtype != torch.uint8 or payload.ndim != 1:
+        raise TypeError(f"expected a payload of uint8 [bytes], got {payload.dtype} of shape {tuple(payload.shape)}")
+    if out is not None:
+        _check_target(out, payload.device, accumulate)
+    decoded = device.decompress(payload.detach(), out, accumulate, scale, max_bytes, check)
+    if decoded is not None:
+        return decoded
+    host = payload.cpu()
+    same = None if out is None else torch.zeros(out.shape, dtype=out.dtype)
+    decompress(host, same, accumulate=accumulate, scale=scale, max_bytes=max_bytes, check=check)
+    raise NotImplementedError(
+        f"expected a payload that a CUDA device decodes, got one of mode {payload_info(host).mode} that the CPU does: "
+        f"use decompress(payload.cpu())"
+    )
+
+
 def _check_out(out: torch.Tensor, header: Header, accumulate: bool) -> None:
     if tuple(out.shape) != header.shape:
         raise BadShapeError(f"out: expected shape {header.shape}, got {tuple(out.shape)}")
     if out.dtype != header.dtype:
         raise TypeError(f"out: expected {header.dtype}, got {out.dtype}")
-    if out.device.type != "cpu" or not out.is_contiguous():
-        raise ValueError(f"out: expected a contiguous tensor on the CPU, got strides {out.stride()} on {out.device}")
+    _check_target(out, torch.device("cpu"), accumulate)
+
+
+def _check_target(out: torch.Tensor, where: torch.device, accumulate: bool) -> None:
+    if out.device != where:
+        raise ValueError(f"out: expected a tensor on {where}, where the payload is, got one on {out.device}")
+    if not out.is_contiguous():
+        raise ValueError(f"out: expected a contiguous tensor, got strides {out.stride()}")
     if out.is_conj() or out.is_neg():
         raise ValueError(
             "out: expected a tensor without a lazy conjugation or sign; use its resolve_conj().resolve_neg()"
         )
     if out.requires_grad and torch.is_grad_enabled():
         raise ValueError("out: expected a tensor that does not require grad; wrap the call in torch.no_grad()")
-    if accumulate and header.dtype not in _ops.DTYPE_CODES:
-        raise TypeError(f"accumulate: expected one of {', '.join(map(str, _ops.DTYPE_CODES))}, got {header.dtype}")
+    if accumulate and out.dtype not in _ops.DTYPE_CODES:
+        raise TypeError(f"accumulate: expected one of {', '.join(map(str, _ops.DTYPE_CODES))}, got {out.dtype}")
 
 
 def _decode(data: np.ndarray, header: Header, out: torch.Tensor, accumulate: bool, scale: float, check: bool) -> None:
@@ -378,6 +472,8 @@ def payload_info(payload: Bytes) -> PayloadInfo:
     PayloadError
         If the header is not one.
     """
+    if isinstance(payload, torch.Tensor):
+        payload = payload.cpu()  # all of it, because the header's length is inside
     header = parse_header(_as_bytes(payload))
     return PayloadInfo(
         shape=header.shape,

@@ -96,7 +96,7 @@ def save_file(
                 if key in seen and seen[key][0]() is not None:
                     entries[name] = seen[key][1]
                     continue
-                payload = compress(tensor, chosen)
+                payload = compress(tensor, chosen).cpu()
             except (NonFiniteError, TypeError, NotImplementedError) as error:
                 raise type(error)(f"{name}: {error}") from error
             payloads.write(payload.numpy().data)

@@ -34,6 +34,7 @@ __all__ = [
     "pack_planes",
     "pack_quantiser",
     "parse_header",
+    "peek",
     "unit_width",
     "write_header",
 ]
@@ -246,6 +247,21 @@ def parse_header(data: np.ndarray, *, whole: bool = True) -> Header:
             for plane, p in zip(fields["planes"], packed, strict=True)
         )
     return Header(mode=mode, dtype=dtype, shape=shape, total=total, data=reader.at, table=table, **fields)
+
+
+def peek(payload: torch.Tensor) -> tuple[torch.dtype, torch.Size] | None:
+    """What tensor a payload anywhere seems to be, from its first bytes alone; None if it cannot be one."""
+    head = payload[: _START.size + 8 * MAX_DIMENSIONS].cpu().numpy().tobytes()
+    if len(head) < _START.size:
+        return None
+    magic, _, _, dtype, dimensions, total = _START.unpack_from(head)
+    end = _START.size + 8 * dimensions
+    if magic != MAGIC or dtype >= len(DTYPES) or dimensions > MAX_DIMENSIONS or total != len(payload) or end > total:
+        return None
+    shape = struct.unpack_from(f"<{dimensions}Q", head, _START.size)
+    if math.prod(size for size in shape if size > 0) > MAX_NUMEL:
+        return None
+    return DTYPES[dtype], torch.Size(shape)
 
 
 def _unpack_code(packed: bytes, levels: int) -> torch.Tensor:

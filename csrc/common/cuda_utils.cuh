@@ -36,6 +36,18 @@ private:
 
 inline cudaStream_t stream_of(const Launch& on) { return static_cast<cudaStream_t>(on.stream); }
 
+// kernel(arguments...) on `grid` blocks of `threads` threads. A function of the runtime instead of <<<>>>, which a
+// C++ compiler can read too: python_tests/cuda_emulation runs kernels launched this way on the CPU.
+template <class... Parameters, class... Arguments>
+void launch(const char* what, void (*kernel)(Parameters...), int64_t grid, int threads, const Launch& on,
+            const Arguments&... arguments) {
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(static_cast<unsigned>(grid));
+    config.blockDim = dim3(static_cast<unsigned>(threads));
+    config.stream = stream_of(on);
+    check_cuda(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), what);
+}
+
 inline int multiprocessors(int device) {
     int count = 0;
     check_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "multiprocessor count");

@@ -15,6 +15,9 @@
 namespace py = pybind11;
 
 namespace platonic {
+
+void bind_device_codec(py::module_& m);  // bindings_device.cpp
+
 namespace {
 
 template <class T>
@@ -53,6 +56,7 @@ std::tuple<int, int64_t> result_of(const DecodeResult& result) {
 }  // namespace
 
 void bind_weight_compression(py::module_& m) {
+    bind_device_codec(m);
     m.attr("block_symbols") = block_symbols;
     m.attr("max_levels") = max_levels;
     m.attr("max_coded_levels") = max_coded_levels;

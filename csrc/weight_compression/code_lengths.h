@@ -54,13 +54,8 @@ struct CanonicalCode {
     int32_t shortest, longest, used;
 };
 
-// From lengths <= max_code_length. False unless the code is complete (sum of 2^-length is 1).
-PLATONIC_HD bool make_canonical(const uint8_t* lengths, int64_t levels, CanonicalCode* code) {
-    int32_t count[max_code_length + 2] = {0};
-    for (int64_t s = 0; s < levels; ++s) {
-        if (lengths[s] > max_code_length) return false;
-        if (lengths[s] > 0) ++count[lengths[s]];
-    }
+// From how many codes there are of every length. False unless the code is complete (sum of 2^-length is 1).
+PLATONIC_HD bool make_canonical_from_counts(const int32_t* count, CanonicalCode* code) {
     int32_t next = 0, rank = 0;
     code->shortest = 0;
     code->longest = 0;
@@ -78,6 +73,16 @@ PLATONIC_HD bool make_canonical(const uint8_t* lengths, int64_t levels, Canonica
     }
     code->used = rank;
     return rank >= 2 && next == (1 << max_code_length);
+}
+
+// From lengths; false, too, if one is over max_code_length.
+PLATONIC_HD bool make_canonical(const uint8_t* lengths, int64_t levels, CanonicalCode* code) {
+    int32_t count[max_code_length + 2] = {0};
+    for (int64_t s = 0; s < levels; ++s) {
+        if (lengths[s] > max_code_length) return false;
+        if (lengths[s] > 0) ++count[lengths[s]];
+    }
+    return make_canonical_from_counts(count, code);
 }
 
 // ---- code lengths as bytes: nibbles, low half first. 0 to 14 is the length of the next symbol; 15, r stands for

@@ -45,16 +45,25 @@ PLATONIC_HD double exact_exp2(double x) {
     return sum * power;
 }
 
-// Shannon entropy in bits of `bins` counts that sum to at least 1.
+// The part of a sum of c log2 c that a bin of c values has.
+PLATONIC_HD double entropy_term(int64_t count) {
+    return count > 0 ? static_cast<double>(count) * exact_log2(static_cast<double>(count)) : 0.0;
+}
+
+// Shannon entropy in bits of counts that sum to total >= 1, whose terms, added in their order, are `sum`.
+PLATONIC_HD double entropy_of_terms(double sum, int64_t total) {
+    const double entropy = exact_log2(static_cast<double>(total)) - sum / static_cast<double>(total);
+    return entropy > 0.0 ? entropy : 0.0;
+}
+
 PLATONIC_HD double histogram_entropy(const int64_t* counts, int64_t bins) {
     int64_t total = 0;
     double sum = 0.0;
     for (int64_t i = 0; i < bins; ++i) {
         total += counts[i];
-        if (counts[i] > 0) sum = sum + static_cast<double>(counts[i]) * exact_log2(static_cast<double>(counts[i]));
+        sum = sum + entropy_term(counts[i]);
     }
-    const double entropy = exact_log2(static_cast<double>(total)) - sum / static_cast<double>(total);
-    return entropy > 0.0 ? entropy : 0.0;
+    return entropy_of_terms(sum, total);
 }
 
 constexpr int64_t max_levels = 65536;

@@ -1,0 +1,70 @@
+"""Steps 1 to 4 of *compress* on a CUDA device, where one call does all of them. Bytes are those that the CPU
+writes with ``full_histogram``, values the CPU's.
+
+Which mode and how many bytes a tensor gets is known only to the device: a payload is written to the room that the
+longest possible one needs, and its size is a tensor.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from weight_compression import _device_ops, _ops
+from weight_compression.config import CompressionConfig
+from weight_compression.errors import SizeLimitError
+from weight_compression.payload import peek
+
+__all__ = ["compress", "compress_into", "decompress"]
+
+# full_histogram: all values are counted while they are quantised, whether it is asked for or not.
+_SUPPORTED = {
+    "floor_bits", "entropy_bits", "sample_fraction", "bits", "max_error", "gradient_rms", "full_histogram", "nonfinite",
+}  # fmt: skip
+
+
+def _check_config(config: CompressionConfig) -> None:
+    for field in dataclasses.fields(config):
+        if field.name not in _SUPPORTED and getattr(config, field.name) != field.default:
+            raise NotImplementedError(
+                f"{field.name}: expected its default, the only one on a CUDA device, got "
+                f"{getattr(config, field.name)!r}: move the tensor to the CPU with .cpu()"
+            )
+
+
+def compress_into(
+    x: torch.Tensor, shape: tuple[int, ...], config: CompressionConfig, out: torch.Tensor
+) -> torch.Tensor:
+    """The payload of flat contiguous x into `out`; its size on the device, -1 if it may not be stored. Never waits."""
+    _check_config(config)
+    quantise = x.dtype in _ops.DTYPE_CODES and x.numel() > 0
+    return _device_ops.compress(x, shape, quantise, config, out)
+
+
+def compress(x: torch.Tensor, shape: tuple[int, ...], config: CompressionConfig, bound: int) -> torch.Tensor | None:
+    """The payload of flat contiguous x, at most `bound` bytes, in memory of its own; None if it may not be stored."""
+    out = torch.empty(bound, dtype=torch.uint8, device=x.device)
+    size = int(compress_into(x, shape, config, out))
+    return None if size < 0 else out[:size].clone()
+
+
+def decompress(
+    payload: torch.Tensor, out: torch.Tensor | None, accumulate: bool, scale: float, max_bytes: int, check: bool
+) -> torch.Tensor | None:
+    """`out` or a new tensor, or None if the payload is not one of such a tensor. Waits unless there is `out` and no check."""
+    if not payload.is_contiguous():
+        payload = payload.contiguous()
+    wait = check or out is None
+    if out is None:
+        found = peek(payload)
+        if found is None:
+            return None
+        dtype, shape = found
+        size = shape.numel() * dtype.itemsize
+        if size > max_bytes:
+            raise SizeLimitError(f"expected at most max_bytes = {max_bytes}, got a tensor of {size} bytes")
+        out = torch.empty(shape, dtype=dtype, device=payload.device)
+    status = _device_ops.decompress(payload, out, accumulate, scale, check)
+    torch.autograd.graph.increment_version(out)  # kernels write by address: autograd must know
+    return None if wait and int(status) != 0 else out
