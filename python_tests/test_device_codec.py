@@ -5,6 +5,7 @@ See cuda_emulation/ for how a .cu file runs without a GPU, and what is checked m
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 
 import numpy as np
@@ -15,7 +16,7 @@ import weight_compression as wc
 from cuda_emulation import build as emulation
 from platonic_core import _C
 from test_weight_codec import FLOATS, KINDS, draw
-from weight_compression import _device_ops, _ops, codec, device
+from weight_compression import _device_ops, _ops, codec, device, reference
 from weight_compression.payload import Mode, parse_header
 
 SIZES = [1, 2, 15, 16, 17, 1000, 4097]
@@ -130,6 +131,25 @@ def test_blocks_and_tails(n, dtype, backend):
 def test_rules_and_modes(kind, options, mode, backend):
     found = check_equal(backend, draw(kind, 20_003, torch.float32), wc.CompressionConfig(**options))
     assert found == mode
+
+
+def test_code_of_the_sample(backend, monkeypatch):
+    monkeypatch.setattr(_ops.kernels, "sample_coded_from", 5000)
+    enough = wc.CompressionConfig(sample_fraction=0.9, floor_bits=4)
+    x = draw("laplace", 150_000, torch.float32).clamp(-1, 1)
+    assert check_equal(backend, x, enough) == "entropy"
+    with_all = wc.compress(x, wc.CompressionConfig(sample_fraction=0.9, floor_bits=4, full_histogram=True))
+    assert not torch.equal(wc.compress(x, enough), with_all)
+    # A sample that tells too little, fixed bits that are smaller, more levels than are coded.
+    for kind, options in (("heavy", {}), ("normal", {"floor_bits": 11.0}), ("uniform", {"floor_bits": 4.0})):
+        check_equal(backend, draw(kind, 20_003, torch.float32), wc.CompressionConfig(**options))
+    # Values between the runs of the sample that are nothing like it: its code takes more than it may.
+    x = torch.rand(200_000, generator=torch.Generator().manual_seed(0))
+    seen = reference.sample_indices(len(x), 0.4)
+    x[seen] = (x[seen] < 0.5).float() * 0.1 + 0.3
+    config = wc.CompressionConfig(bits=4, sample_fraction=0.4)
+    assert torch.equal(wc.compress(x, config), wc.compress(x, dataclasses.replace(config, full_histogram=True)))
+    check_equal(backend, x, config)
 
 
 def test_constants_and_zeros(backend):

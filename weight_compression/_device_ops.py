@@ -10,6 +10,7 @@ import torch
 
 from platonic_core import _C
 from platonic_core.launch import where
+from weight_compression import _ops
 from weight_compression.config import CompressionConfig
 from weight_compression.payload import DTYPES
 
@@ -35,11 +36,12 @@ def compress(
 
     -1: x holds NaN or infinity, and the configuration does not keep those.
     """
+    try_sample = x.numel() >= _ops.kernels.sample_coded_from and not config.full_histogram
     size = torch.empty((), dtype=torch.int64, device=x.device)
     scratch = torch.empty(kernels.compress_scratch_bytes(x.numel()), dtype=torch.uint8, device=x.device)
     kernels.compress_on_device(
         DTYPES.index(x.dtype), x.element_size(), x.numel(), x.data_ptr(), list(shape), quantise,
-        config.nonfinite == "raw", *_rule(config), config.entropy_bits, config.sample_fraction, out.data_ptr(),
+        config.nonfinite == "raw", *_rule(config), config.entropy_bits, config.sample_fraction, try_sample, out.data_ptr(),
         size.data_ptr(), scratch.data_ptr(), *where(x),
     )  # fmt: skip
     return size

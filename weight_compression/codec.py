@@ -68,8 +68,7 @@ def compress(tensor: torch.Tensor, config: CompressionConfig | None = None) -> t
     -------
     torch.Tensor
         uint8 [bytes] on the tensor's device, self-contained: :func:`decompress` needs nothing else. On a CUDA device
-        the call waits once, to learn the size; :func:`compress_into` does not. The bytes are those that the CPU writes with
-        ``full_histogram``.
+        the call waits once, to learn the size; :func:`compress_into` does not. The bytes are the same on every device.
 
     Raises
     ------

@@ -1,5 +1,4 @@
-"""Steps 1 to 4 of *compress* on a CUDA device, where one call does all of them. Bytes are those that the CPU
-writes with ``full_histogram``, values the CPU's.
+"""Steps 1 to 4 of *compress* on a CUDA device, where one call does all of them. Bytes and values are those of the CPU.
 
 Which mode and how many bytes a tensor gets is known only to the device: a payload is written to the room that the
 longest possible one needs, and its size is a tensor.
@@ -18,7 +17,6 @@ from weight_compression.payload import peek
 
 __all__ = ["compress", "compress_into", "decompress"]
 
-# full_histogram: all values are counted while they are quantised, whether it is asked for or not.
 _SUPPORTED = {
     "floor_bits", "entropy_bits", "sample_fraction", "bits", "max_error", "gradient_rms", "full_histogram", "nonfinite",
 }  # fmt: skip

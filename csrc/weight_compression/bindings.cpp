@@ -125,7 +125,10 @@ void bind_weight_compression(py::module_& m) {
     m.def(
         "sample_code_bits",
         [](int64_t levels, uintptr_t counts, uintptr_t lengths, int64_t n) {
-            return sample_code_bits(pointer<const int64_t>(counts), pointer<const uint8_t>(lengths), levels, n);
+            SampleCode sample{0, 0, 0};
+            for (int64_t s = 0; s < levels; ++s)
+                sample.take(pointer<const int64_t>(counts)[s], pointer<const uint8_t>(lengths)[s]);
+            return sample_code_bits(sample, levels, n);
         },
         "Bits that n values may take with the code of a sample of them, or -1 if it is not good enough.");
     m.def(

@@ -44,8 +44,8 @@ void bind_device_codec(py::module_& m) {
     m.def(
         "compress_on_device",
         [](int dtype, int64_t item, int64_t n, uintptr_t x, const std::vector<int64_t>& sizes, bool quantise,
-           bool keep_nonfinite, int rule, double value, int entropy_bits, double sample_fraction, uintptr_t out,
-           uintptr_t size, uintptr_t scratch, int device, int threads, uintptr_t stream) {
+           bool keep_nonfinite, int rule, double value, int entropy_bits, double sample_fraction, bool try_sample,
+           uintptr_t out, uintptr_t size, uintptr_t scratch, int device, int threads, uintptr_t stream) {
             py::gil_scoped_release release;
             const CompressCall call{array(dtype, item, n, x, sizes),
                                     quantise,
@@ -54,6 +54,7 @@ void bind_device_codec(py::module_& m) {
                                     value,
                                     entropy_bits,
                                     sample_fraction,
+                                    try_sample,
                                     pointer<uint8_t>(out),
                                     pointer<int64_t>(size),
                                     pointer<void>(scratch)};

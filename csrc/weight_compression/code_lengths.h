@@ -30,19 +30,25 @@ constexpr int64_t sample_weight = 64;
 // At least so many values: below, the pass is short and the sample small.
 constexpr int64_t sample_coded_from = int64_t{1} << 22;
 
-// Bits that n values may take with a code made from the counts of a sample of them, or -1 if the code of all values has
-// to be expected to save more than a thousandth: for the codes of symbols that the sample lacks, and for the noise of
-// the counts. Every operation rounds by itself; so do all devices.
-PLATONIC_HD int64_t sample_code_bits(const int64_t* counts, const uint8_t* lengths, int64_t levels, int64_t n) {
-    int64_t size = 0, bits = 0, unseen = 0;
-    for (int64_t s = 0; s < levels; ++s) {
-        size += counts[s];
-        bits += counts[s] * lengths[s];
-        if (counts[s] == 0) unseen += int64_t{1} << (max_code_length - lengths[s]);
+// A sample under a code of its own: its size, its bits, and the part of all codes that belongs to symbols which it
+// lacks, in units of 2^-max_code_length. Sums, so in any order.
+struct SampleCode {
+    int64_t size, bits, unseen;
+
+    PLATONIC_HD void take(int64_t count, int length) {
+        size += count;
+        bits += count * length;
+        if (count == 0) unseen += int64_t{1} << (max_code_length - length);
     }
-    const double of_one = static_cast<double>(bits) / static_cast<double>(size);
-    const double share = static_cast<double>(unseen) / static_cast<double>(1 << max_code_length);
-    const double noise = static_cast<double>(levels) / static_cast<double>(2 * size);
+};
+
+// Bits that n values may take with the code of a sample of them, or -1 if the code of all values has to be expected to
+// save more than a thousandth: for the codes of symbols that the sample lacks, and for the noise of the counts. Every
+// operation rounds by itself; so do all devices.
+PLATONIC_HD int64_t sample_code_bits(const SampleCode& sample, int64_t levels, int64_t n) {
+    const double of_one = static_cast<double>(sample.bits) / static_cast<double>(sample.size);
+    const double share = static_cast<double>(sample.unseen) / static_cast<double>(1 << max_code_length);
+    const double noise = static_cast<double>(levels) / static_cast<double>(2 * sample.size);
     if ((share + noise) * 1.4426950408889634 > of_one * 0.001) return -1;
     return static_cast<int64_t>(of_one * 1.002 * static_cast<double>(n)) + 1;
 }

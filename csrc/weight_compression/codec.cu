@@ -2,7 +2,7 @@
 // of modes that the tensor does not get return at once, because only the device knows which it gets.
 //
 //   find_extents -> settle_range -> count_sample -> choose_levels -> quantize_values   values to symbols
-//   choose_mode                                                                       numbers of symbols to a code
+//   choose_mode [-> measure_blocks -> reconsider_code]                                numbers of symbols to a code
 //   measure_blocks -> lay_out -> encode_coded | encode_fixed | encode_raw             symbols to blocks
 //   seal_blocks -> seal_header                                                        checksums, the size
 //
@@ -28,14 +28,19 @@ void make_symbols(const CompressCall& call, const CompressScratch& scratch, cons
         const auto* x = static_cast<const typename T::Bits*>(call.x.data);
         launch("compress: find_extents", find_extents<T>, parts, grid_threads, on, x, n, scratch);
         launch("compress: settle_range", settle_range<T>, 1, grid_threads, on, call, parts, scratch);
-        launch("compress: count_sample", count_sample<T>, grid_of(sample, 4 * grid_threads, on.device), grid_threads,
-               on, call, runs, scratch);
+        const unsigned sample_grid = grid_of(sample, 4 * grid_threads, on.device);
+        launch("compress: count_sample", count_sample<T>, sample_grid, grid_threads, on, call, runs, false, scratch);
         launch("compress: choose_levels", choose_levels<T>, 1, single_threads, on, call, scratch);
+        if (call.try_sample)
+            launch("compress: count_sample", count_sample<T>, sample_grid, grid_threads, on, call, runs, true, scratch);
         launch("compress: quantize_values", quantize_values<T>, grid_of(n, 2 * block_values, on.device),
                quantize_threads, on, call, scratch);
     });
     launch("compress: choose_mode", choose_mode, 1, single_threads, on, call, scratch);
-    launch("compress: measure_blocks", measure_blocks, block_count(n), grid_threads, on, n, scratch);
+    launch("compress: measure_blocks", measure_blocks, block_count(n), grid_threads, on, n, false, scratch);
+    if (!call.try_sample) return;
+    launch("compress: reconsider_code", reconsider_code, 1, single_threads, on, call, scratch);
+    launch("compress: measure_blocks", measure_blocks, block_count(n), grid_threads, on, n, true, scratch);
 }
 
 // Thread blocks of a kernel that takes `each` payload blocks.

@@ -25,13 +25,15 @@ struct CodeShared {
     int32_t next[max_code_length + 2];
 };
 
-// Sorted keys of the symbols that occur; returns how many there are.
-__device__ inline int sort_symbols(const unsigned long long* counts, int levels, unsigned long long* keys) {
+// Sorted keys of the symbols that occur, of a sample's counts all; returns how many occur.
+__device__ inline int sort_symbols(const unsigned long long* counts, int levels, bool sampled,
+                                   unsigned long long* keys) {
     int padded = 2, mine = 0;
     while (padded < levels) padded *= 2;
     for (int s = threadIdx.x; s < padded; s += single_threads) {
         const unsigned long long count = s < levels ? counts[s] : 0;
-        keys[s] = count > 0 ? count << symbol_bits | static_cast<unsigned>(s) : ~0ull;
+        const unsigned long long weight = sampled && s < levels ? sample_weight * count + 1 : count;
+        keys[s] = weight > 0 ? weight << symbol_bits | static_cast<unsigned>(s) : ~0ull;
         mine += count > 0;
     }
     const int used = static_cast<int>(sum_over_block<single_threads>(mine));
@@ -226,27 +228,35 @@ __device__ inline void assign_codes(const CompressScratch& scratch, CodeShared& 
     });
 }
 
-// The mode with the smallest payload, of those the lowest.
-__global__ void __launch_bounds__(single_threads) choose_mode(CompressCall call, CompressScratch scratch) {
-    CompressPlan& plan = *scratch.plan;
-    if (!plan.quantised) return;
-    __shared__ CodeShared shared;
+// The code of `counts`, and its bytes in the header. Returns the bits of all values, of a sample's code those that they
+// may take; -1 if there is no code or that of the sample does not suffice.
+__device__ inline int64_t make_code(const CompressCall& call, const CompressScratch& scratch, CodeShared& shared,
+                                    bool sampled, int* packed) {
+    const int levels = static_cast<int>(scratch.plan->levels);
+    const unsigned long long* counts = sampled ? scratch.sampled : scratch.counts;
+    __syncthreads();  // whatever was in `shared` has been used
+    const int used = sort_symbols(counts, levels, sampled, shared.keys);
+    // Of all values fewer than two only where the tensor is being changed meanwhile.
+    if (used < 2) return -1;
+    int64_t bits = find_lengths(scratch, shared, levels, sampled ? levels : used);
+    if (sampled) {
+        SampleCode mine{0, 0, 0};
+        for (int s = threadIdx.x; s < levels; s += single_threads)
+            mine.take(static_cast<int64_t>(counts[s]), scratch.lengths[s]);
+        const SampleCode sample{sum_over_block<single_threads>(mine.size), sum_over_block<single_threads>(mine.bits),
+                                sum_over_block<single_threads>(mine.unseen)};
+        bits = sample_code_bits(sample, levels, call.x.n);
+        if (bits < 0) return -1;
+    }
+    *packed = pack_code(scratch, shared, levels);
+    assign_codes(scratch, shared, levels);
+    return bits;
+}
+
+// The mode with the smallest payload, of those the lowest; `bits` is that of a code or -1.
+__device__ inline Mode smallest_mode(const CompressCall& call, const CompressPlan& plan, int64_t bits, int packed) {
     const int64_t n = call.x.n, item = call.x.item;
     const int dimensions = call.x.shape.dimensions;
-    int64_t coded = -1;  // bytes, if there is a code
-    int packed = 0;
-    if (plan.levels <= max_coded_levels) {
-        const int levels = static_cast<int>(plan.levels);
-        const int used = sort_symbols(scratch.counts, levels, shared.keys);
-        // Fewer than two only where the tensor is being changed meanwhile.
-        if (used >= 2) {
-            const int64_t bits = find_lengths(scratch, shared, levels, used);
-            packed = pack_code(scratch, shared, levels);
-            assign_codes(scratch, shared, levels);
-            coded = data_begin(Mode::entropy, dimensions, n, item, packed) + coded_bytes_bound(n, bits);
-        }
-    }
-    if (threadIdx.x != 0) return;
     Mode mode = Mode::raw;
     int64_t size = data_begin(mode, dimensions, n, item, 0) + n * item;
     const int64_t fixed = data_begin(Mode::fixed, dimensions, n, item, 0) + fixed_bytes(n, plan.bits);
@@ -254,9 +264,51 @@ __global__ void __launch_bounds__(single_threads) choose_mode(CompressCall call,
         mode = Mode::fixed;
         size = fixed;
     }
-    if (coded >= 0 && coded < size) mode = Mode::entropy;
+    const int64_t coded = data_begin(Mode::entropy, dimensions, n, item, packed) + coded_bytes_bound(n, bits);
+    return bits >= 0 && coded < size ? Mode::entropy : mode;
+}
+
+// The code of all values, and what is smallest with it.
+__device__ inline void choose_from_all(const CompressCall& call, const CompressScratch& scratch, CodeShared& shared) {
+    CompressPlan& plan = *scratch.plan;
+    int packed = 0;
+    const int64_t bits = plan.levels <= max_coded_levels ? make_code(call, scratch, shared, false, &packed) : -1;
+    if (threadIdx.x != 0) return;
+    const Mode mode = smallest_mode(call, plan, bits, packed);
     plan.mode = static_cast<int>(mode);
     plan.length_bytes = mode == Mode::entropy ? packed : 0;
+    plan.room = -1;
+}
+
+__global__ void __launch_bounds__(single_threads) choose_mode(CompressCall call, CompressScratch scratch) {
+    CompressPlan& plan = *scratch.plan;
+    if (!plan.quantised) return;
+    __shared__ CodeShared shared;
+    if (call.try_sample && plan.levels <= max_coded_levels) {
+        int packed = 0;
+        const int64_t bits = make_code(call, scratch, shared, true, &packed);
+        if (bits >= 0 && smallest_mode(call, plan, bits, packed) == Mode::entropy) {
+            if (threadIdx.x != 0) return;
+            plan.mode = static_cast<int>(Mode::entropy);
+            plan.length_bytes = packed;
+            plan.room = coded_bytes_bound(call.x.n, bits);
+            return;
+        }
+    }
+    choose_from_all(call, scratch, shared);
+}
+
+// Where the code of the sample takes more than it may, that of all values after all.
+__global__ void __launch_bounds__(single_threads) reconsider_code(CompressCall call, CompressScratch scratch) {
+    CompressPlan& plan = *scratch.plan;
+    if (!plan.quantised || plan.room < 0) return;
+    __shared__ CodeShared shared;
+    int64_t mine = 0;
+    for (int64_t b = threadIdx.x; b < block_count(call.x.n); b += single_threads) mine += scratch.block_bytes[b];
+    const int64_t room = plan.room;
+    if (sum_over_block<single_threads>(mine) <= room) return;
+    choose_from_all(call, scratch, shared);
+    if (threadIdx.x == 0) plan.again = 1;
 }
 
 }  // namespace

@@ -32,9 +32,10 @@ struct CompressCall {
     double value;
     int entropy_bits;  // M
     double sample_fraction;
-    uint8_t* out;   // as many bytes as the payload in mode raw has
-    int64_t* size;  // of the payload, or -1 if it was not written because of NaN or infinity
-    void* scratch;  // compress_scratch_bytes, aligned to 16
+    bool try_sample;  // the code of the sample, where sample_code_bits finds it good enough
+    uint8_t* out;     // as many bytes as the payload in mode raw has
+    int64_t* size;    // of the payload, or -1 if it was not written because of NaN or infinity
+    void* scratch;    // compress_scratch_bytes, aligned to 16
 };
 
 struct DecompressCall {

@@ -28,9 +28,9 @@ __device__ __forceinline__ uint4 symbol_quad(const void* symbols, int64_t i, boo
 }
 
 // A lane of b bits writes b / 16 words: it starts with 16 bits, ends with 16 to 31, and gives 16 away at a time.
-__global__ void __launch_bounds__(grid_threads) measure_blocks(int64_t n, CompressScratch scratch) {
+__global__ void __launch_bounds__(grid_threads) measure_blocks(int64_t n, bool again, CompressScratch scratch) {
     const CompressPlan& plan = *scratch.plan;
-    if (!plan.is(Mode::entropy)) return;
+    if (!plan.is(Mode::entropy) || (again && !plan.again)) return;
     __shared__ uint8_t lengths[max_coded_levels];
     __shared__ uint32_t bits[stream_lanes];
     const bool wide = plan.levels > 256;

@@ -24,7 +24,9 @@ struct CompressPlan {
     int mode;
     int bits;          // of fixed symbols
     int length_bytes;  // of packed code lengths
+    int again;         // whether blocks have to be measured again
     int64_t levels, data, total;
+    int64_t room;  // bytes that the blocks may take with the code of the sample; -1: it is that of all values
     double lo, hi, entropy;
     Quantizer<float> single;
     Quantizer<double> dual;
@@ -49,6 +51,7 @@ struct CompressPlan {
 struct CompressScratch {
     CompressPlan* plan;
     unsigned long long *sample, *counts;  // [max_coded_levels], zeros at first
+    unsigned long long* sampled;          // of the sample in all levels; the same
     Extent* extents;                      // [max_grid]
     uint8_t *lengths, *packed;            // [max_coded_levels], [max_coded_levels / 2 + 1]
     uint32_t* codes;                      // [max_coded_levels]: code + 65536 * length
@@ -63,6 +66,7 @@ struct CompressScratch {
         plan = arena.take<CompressPlan>(1);
         sample = arena.take<unsigned long long>(max_coded_levels);
         counts = arena.take<unsigned long long>(max_coded_levels);
+        sampled = arena.take<unsigned long long>(max_coded_levels);
         zeroed = arena.used() - static_cast<int64_t>(reinterpret_cast<uintptr_t>(begin));
         extents = arena.take<Extent>(max_grid);
         lengths = arena.take<uint8_t>(max_coded_levels);

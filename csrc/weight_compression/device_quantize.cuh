@@ -96,12 +96,16 @@ __global__ void __launch_bounds__(grid_threads) settle_range(CompressCall call, 
 
 // ---- the number of levels ----
 
+// In the bins of the entropy, or, once they are known, in all levels.
 template <class T>
-__global__ void __launch_bounds__(grid_threads) count_sample(CompressCall call, int64_t runs, CompressScratch scratch) {
+__global__ void __launch_bounds__(grid_threads)
+    count_sample(CompressCall call, int64_t runs, bool in_levels, CompressScratch scratch) {
     const CompressPlan& plan = *scratch.plan;
-    if (!plan.quantised) return;
-    __shared__ uint32_t counts[1 << 12];
-    const int bins = 1 << call.entropy_bits;
+    if (!plan.quantised || (in_levels && plan.levels > max_coded_levels)) return;
+    static_assert(max_coded_levels >= 1 << 12, "as many counters as the entropy may have bins");
+    __shared__ uint32_t counts[max_coded_levels];
+    unsigned long long* const sums = in_levels ? scratch.sampled : scratch.sample;
+    const int bins = in_levels ? static_cast<int>(plan.levels) : 1 << call.entropy_bits;
     for (int i = threadIdx.x; i < bins; i += grid_threads) counts[i] = 0;
     __syncthreads();
     const auto* x = static_cast<const typename T::Bits*>(call.x.data);
@@ -116,7 +120,7 @@ __global__ void __launch_bounds__(grid_threads) count_sample(CompressCall call, 
     }
     __syncthreads();
     for (int i = threadIdx.x; i < bins; i += grid_threads)
-        if (counts[i] > 0) atomicAdd(&scratch.sample[i], static_cast<unsigned long long>(counts[i]));
+        if (counts[i] > 0) atomicAdd(&sums[i], static_cast<unsigned long long>(counts[i]));
 }
 
 // Levels by the rule, or 0 if none are enough.

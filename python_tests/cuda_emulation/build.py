@@ -69,7 +69,7 @@ class EmulatedKernels:
         library.emulated_release.argtypes = [p, n, i]
         for scratch_bytes in (library.compress_scratch_bytes, library.decompress_scratch_bytes):
             scratch_bytes.restype, scratch_bytes.argtypes = n, [n]
-        library.compress_on_device.argtypes = [i, n, n, p, i, p, i, i, i, d, i, d, p, p, p]
+        library.compress_on_device.argtypes = [i, n, n, p, i, p, i, i, i, d, i, d, i, p, p, p]
         library.decompress_on_device.argtypes = [p, n, i, n, n, p, i, p, i, d, i, p, p]
 
     def __getattr__(self, name: str):
@@ -102,8 +102,8 @@ class EmulatedKernels:
     def decompress_scratch_bytes(self, n: int) -> int:
         return self._library.decompress_scratch_bytes(n)
 
-    def compress_on_device(self, dtype, item, n, x, sizes, quantise, keep, rule, value, bits, fraction, out, size,
-                           scratch, device, threads, stream):  # fmt: skip
+    def compress_on_device(self, dtype, item, n, x, sizes, quantise, keep, rule, value, bits, fraction, sampled, out,
+                           size, scratch, device, threads, stream):  # fmt: skip
         room = compress_bound(n, DTYPES[dtype], len(sizes))
         shape = (ctypes.c_int64 * len(sizes))(*sizes)
         with ExitStack() as stack:
@@ -113,7 +113,7 @@ class EmulatedKernels:
             scratch_bytes = self.compress_scratch_bytes(n)
             scratch = stack.enter_context(self._guarded(scratch, scratch_bytes, read=False, write=False))
             self._run(self._library.compress_on_device, dtype, item, n, x, len(sizes), shape, quantise, keep, rule,
-                      value, bits, fraction, out, size, scratch)  # fmt: skip
+                      value, bits, fraction, sampled, out, size, scratch)  # fmt: skip
 
     def decompress_on_device(self, payload, size, dtype, item, n, out, sizes, accumulate, scale, check, status,
                              scratch, device, threads, stream):  # fmt: skip

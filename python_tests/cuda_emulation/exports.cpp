@@ -46,8 +46,8 @@ int64_t compress_scratch_bytes(int64_t n) { return cuda::compress_scratch_bytes(
 int64_t decompress_scratch_bytes(int64_t n) { return cuda::decompress_scratch_bytes(n); }
 
 int compress_on_device(int dtype, int64_t item, int64_t n, void* x, int dimensions, const int64_t* sizes, int quantise,
-                       int keep_nonfinite, int rule, double value, int entropy_bits, double sample_fraction, void* out,
-                       void* size, void* scratch) {
+                       int keep_nonfinite, int rule, double value, int entropy_bits, double sample_fraction,
+                       int try_sample, void* out, void* size, void* scratch) {
     return guarded([&] {
         const CompressCall call{array(dtype, item, n, x, dimensions, sizes),
                                 quantise != 0,
@@ -56,6 +56,7 @@ int compress_on_device(int dtype, int64_t item, int64_t n, void* x, int dimensio
                                 value,
                                 entropy_bits,
                                 sample_fraction,
+                                try_sample != 0,
                                 static_cast<uint8_t*>(out),
                                 static_cast<int64_t*>(size),
                                 scratch};
