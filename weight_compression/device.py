@@ -15,27 +15,30 @@ from weight_compression.config import CompressionConfig
 from weight_compression.errors import SizeLimitError
 from weight_compression.payload import peek
 
-__all__ = ["compress", "compress_into", "decompress"]
+__all__ = ["compress", "compress_into", "decompress", "unsupported"]
 
 _SUPPORTED = {
     "floor_bits", "entropy_bits", "sample_fraction", "bits", "max_error", "gradient_rms", "full_histogram", "nonfinite",
 }  # fmt: skip
 
 
-def _check_config(config: CompressionConfig) -> None:
+def unsupported(config: CompressionConfig) -> str | None:
+    """An option of the configuration that only the CPU has, if there is one."""
     for field in dataclasses.fields(config):
         if field.name not in _SUPPORTED and getattr(config, field.name) != field.default:
-            raise NotImplementedError(
-                f"{field.name}: expected its default, the only one on a CUDA device, got "
-                f"{getattr(config, field.name)!r}: move the tensor to the CPU with .cpu()"
-            )
+            return field.name
+    return None
 
 
 def compress_into(
     x: torch.Tensor, shape: tuple[int, ...], config: CompressionConfig, out: torch.Tensor
 ) -> torch.Tensor:
     """The payload of flat contiguous x into `out`; its size on the device, -1 if it may not be stored. Never waits."""
-    _check_config(config)
+    if (name := unsupported(config)) is not None:
+        raise NotImplementedError(
+            f"{name}: expected its default, the only one on a CUDA device, got {getattr(config, name)!r}: move the "
+            "tensor to the CPU with .cpu()"
+        )
     quantise = x.dtype in _ops.DTYPE_CODES and x.numel() > 0
     return _device_ops.compress(x, shape, quantise, config, out)
 
