@@ -205,6 +205,7 @@ def main() -> None:
     parser.add_argument("--recipe", choices=RECIPES, default="standardised")
     parser.add_argument("--out", type=Path, default=FIGURES)
     options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     try:
         _, images = load_images(options.data_dir)
     except Skipped as reason:
