@@ -69,7 +69,11 @@ static void decode(const uint8_t* data, size_t size, const char* isa) {
     std::vector<uint8_t> ranges;
     if (grouped && !escaped) {
         scheme.group_size = 16 + data[8];
-        ranges.resize((n / scheme.group_size + 1) * 2 * item_bytes(dtype));  // zeros: groups without width
+        // Ascending small numbers, as bits, of any of the types: some groups without width.
+        ranges.resize((n / scheme.group_size + 1) * 2 * item_bytes(dtype));
+        for (size_t i = 0; i < ranges.size(); ++i)
+            if (i % item_bytes(dtype) == static_cast<size_t>(item_bytes(dtype)) - 1)
+                ranges[i] = static_cast<uint8_t>(0x30 + (i / item_bytes(dtype)) % 2 * (bytes[i % bytes.size()] % 4));
         scheme.ranges = ranges.data();
     }
     cpu::decode_blocks(blocks, n, scheme, {code_of, static_cast<int>(bits)}, target, false, on);

@@ -221,6 +221,8 @@ GOLDEN_DIGESTS = {  # first 16 digits of SHA-256
     "entropy, groups": "f9c33ab17b62a19c",
     "entropy, escapes": "b93c7e15b2c7a0be",
     "planes": "ee20f20bbf2a355b",
+    "fixed, groups": "23fad133ec723447",
+    "fixed, escapes": "10f3cdd36ebbea76",
 }
 
 
@@ -243,6 +245,8 @@ def test_golden_bytes():
             golden_values() * golden_values() * golden_values(), wc.CompressionConfig(floor_bits=3.0, clip_quantile=0.9)
         ),
         "planes": wc.compress(golden_values(), wc.CompressionConfig(lossless=True)),
+        "fixed, groups": wc.compress(golden_values()[:400], wc.CompressionConfig(group_size=100, bits=5.5)),
+        "fixed, escapes": wc.compress(golden_values()[:400], wc.CompressionConfig(clip_quantile=0.9, bits=9.5)),
     }
     assert {name: wc.payload_info(p).mode for name, p in payloads.items()} == {
         name: name.split(",")[0] for name in payloads

@@ -70,6 +70,17 @@ def test_torch_checkpoints_and_options(files, capsys):
     assert "not allowed with" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", [["--per-channel"], ["--group-size", "32"], ["--clip-quantile", "0.95"]], ids=str)
+def test_ranges(option, files, capsys):
+    assert run("pack", files / "m.pt", files / "o.wcz", "--ratio", "5", *option) == 0
+    assert run("verify", files / "o.wcz", "--against", files / "m.pt") == 0
+    assert run("pack", files / "m.pt", files / "plain.wcz", "--ratio", "5") == 0
+    assert (files / "o.wcz").read_bytes() != (files / "plain.wcz").read_bytes()
+    capsys.readouterr()
+    assert run("pack", files / "m.pt", files / "o.wcz", "--lossless", *option) == 2
+    assert "lossless" in capsys.readouterr().err
+
+
 def test_inspect_and_plot(files, capsys):
     run("pack", files / "m.safetensors", files / "m.wcz")
     capsys.readouterr()

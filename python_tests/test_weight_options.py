@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -74,6 +76,78 @@ def test_gradient_rule():
         assert wc.payload_info(wc.compress(x, config)).levels == levels
 
 
+OPTIONS = [{}, {"per_channel": True}, {"group_size": 64}, {"clip_quantile": 0.98}]
+RULES = [{}, {"ratio": 6.0}, {"max_error": 0.05}, {"gradient_rms": 0.3}, {"bits": 3.3}]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("option", OPTIONS, ids=str)
+def test_every_rule_with_every_range(rule, option, isa):
+    config = wc.CompressionConfig(**rule, **option)
+    tensors = {
+        "normal": gaussian(60, 150),
+        "channels": gaussian(60, 150) * torch.logspace(-3, 0, 60)[:, None],
+        "constant channels": torch.arange(60.0).repeat_interleave(150).view(60, 150),
+        "thin": gaussian(3000, 1),
+        "few kinds": torch.randint(0, 5, (150,), generator=torch.Generator().manual_seed(0)),
+        "heavy": heavy(9000).view(60, 150).clamp(-1e4, 1e4),
+    }
+    for name, values in tensors.items():
+        x = values.float()
+        payload = wc.compress(x, config)
+        info = wc.payload_info(payload)
+        y = wc.decompress(payload)
+        assert float((x - y).abs().max()) <= info.error_bound + 2.0**-20 * float(x.abs().max()), name
+        assert payload.numel() <= wc.compress_bound(x.numel(), x.dtype, x.ndim)
+        if "max_error" in rule:
+            assert float((x - y).abs().max()) <= 0.05 + 2.0**-20 * float(x.abs().max()), name
+        if "ratio" in rule and info.levels > 2:
+            # Headers' fixed parts and the ends of lanes come on top.
+            assert 8 * payload.numel() <= 32 / 6 * x.numel() + 8 * (16 * 4 + 8 + 80) + 16 * 32, name
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            assert torch.equal(wc.compress(x, config), payload), name
+        torch.set_num_threads(2)
+
+
+def test_ratio_counts_all_values():
+    x = gaussian(1 << 22).clamp(-4, 4).float()
+    scheme = parse_header(_as_bytes(wc.compress(x, wc.CompressionConfig(bits=math.log2(150))))).scheme
+    counts = _ops.symbol_counts(x, scheme)
+    wanted = float((counts * _ops.code_lengths(counts)).sum()) / x.numel() * 1.00001
+    payload = wc.compress(x, wc.CompressionConfig(ratio=32 / wanted))
+    header = parse_header(_as_bytes(payload))
+    counts = _ops.symbol_counts(x, header.scheme)
+    assert float((counts * header.lengths).sum()) / x.numel() <= wanted
+
+
+def test_options_that_would_cost_more_than_they_save_are_not_taken():
+    thin = gaussian(4000, 2).float()
+    assert torch.equal(wc.compress(thin, wc.CompressionConfig(per_channel=True)), wc.compress(thin))
+    half = gaussian(20_000).half()
+    assert torch.equal(wc.compress(half, wc.CompressionConfig(clip_quantile=0.5)), wc.compress(half))
+    rows = torch.arange(100.0).repeat_interleave(1000).view(100, 1000)
+    exact = wc.compress(rows, wc.CompressionConfig(per_channel=True))
+    assert torch.equal(wc.decompress(exact), rows) and wc.payload_info(exact).levels == 2
+
+
+def test_errors_do_not_depend_on_flushed_denormals():
+    x = gaussian(40, 300).float() * 1e-40
+    config = wc.CompressionConfig(per_channel=True, max_error=5e-42)
+    exact = wc.compress(x, wc.CompressionConfig(lossless=True))
+    start = torch.full((40, 300), 1e-42)
+    payload, summed = wc.compress(x, config), wc.decompress(exact, start.clone(), accumulate=True)
+    bound = wc.payload_info(payload).error_bound
+    torch.set_flush_denormal(True)
+    try:
+        again, added = wc.compress(x, config), wc.decompress(exact, start.clone(), accumulate=True)
+        bound_again = wc.payload_info(payload).error_bound
+    finally:
+        torch.set_flush_denormal(False)
+    assert torch.equal(payload, again) and torch.equal(summed.view(torch.int32), added.view(torch.int32))
+    assert bound == bound_again > 0
+
+
 # ---- lossless ----
 
 
@@ -96,7 +170,7 @@ def test_planes_are_those_of_the_format(dtype, isa):
             stored = data[at : at + header.table[row, 0]].tobytes()
             expected = reference.encode_block(block, lengths) if plane.kind == PlaneKind.CODED else block.tobytes()
             assert stored == expected
-            assert reference.crc32c(stored[-50:]) == _ops.crc32c(np.frombuffer(stored[-50:], np.uint8))
+            assert header.table[row, 1] == _ops.crc32c(np.frombuffer(stored, np.uint8))
             at, row = at + len(stored), row + 1
     assert at == len(data)
     assert same_bits(wc.decompress(data), x)
@@ -317,6 +391,16 @@ def test_escapes_are_checked(isa):
             wc.decompress(reseal(mutated, header.data), check=False)
 
 
+def test_planes_are_not_all_constant():
+    # A few bytes that say so could make a reader allocate for as many elements as they like.
+    planes = wc.compress(torch.arange(300), LOSSLESS).numpy().tobytes()
+    start = bytearray(planes[:24])
+    start[8:16], start[16:24] = (60).to_bytes(8, "little"), (1 << 40).to_bytes(8, "little")
+    bomb = bytes(start) + b"\1\0\0\0" * 8
+    with pytest.raises(wc.BadHeaderError, match="not constant"):
+        wc.payload_info(reseal(bytearray(bomb + b"\0\0\0\0"), 60))
+
+
 def test_ranges_of_groups_are_checked():
     payload = wc.compress(gaussian(40, 100).float(), wc.CompressionConfig(per_channel=True))
     header = parse_header(_as_bytes(payload))
@@ -336,7 +420,8 @@ def test_ranges_of_groups_are_checked():
 def test_options_are_checked():
     for wrong in ({"group_size": 8}, {"group_size": 2.5}, {"clip_quantile": 1.0}, {"clip_quantile": 0.3},
                   {"group_size": 64, "per_channel": True}, {"clip_quantile": 0.9, "per_channel": True},
-                  {"lossless": True, "clip_quantile": 0.9}):  # fmt: skip
+                  {"lossless": True, "clip_quantile": 0.9}, {"gradient_rms": 0.0, "bits": 4},
+                  {"gradient_rms": 0.0, "lossless": True}):  # fmt: skip
         with pytest.raises(ValueError, match="expected"):
             wc.CompressionConfig(**wrong)
 

@@ -92,6 +92,21 @@ def range_and_sample(x: torch.Tensor, fraction: float) -> tuple[float, float, bo
     return *kernels.value_range(*_values(x), fraction, sample.data_ptr(), where(x)[1]), sample
 
 
+def levels_of_error(scheme: Scheme, dtype: torch.dtype, numel: int, max_error: float) -> int | None:
+    """The fewest levels whose bins are at most 2 max_error wide; None if 65,536 do not suffice."""
+    return kernels.levels_of_error(DTYPE_CODES[dtype], numel, scheme.fields(), max_error) or None
+
+
+def error_bound(scheme: Scheme, dtype: torch.dtype, numel: int) -> float:
+    """Half a bin of the widest range."""
+    return kernels.error_bound(DTYPE_CODES[dtype], numel, scheme.fields())
+
+
+def add_values(values: torch.Tensor, out: torch.Tensor, scale: float) -> None:
+    """out += scale * values, both flat; every operation rounded as when payloads are decoded."""
+    kernels.add_values(*_values(out)[:2], values.data_ptr(), out.data_ptr(), scale, where(out)[1])
+
+
 def group_ranges(x: torch.Tensor, group_size: int) -> np.ndarray:
     """lo and hi of every run of so many values of finite x [n], as the dtype's bits, unsigned [groups, 2]."""
     ranges = np.empty((-(-x.numel() // group_size), 2), f"<u{x.dtype.itemsize}")

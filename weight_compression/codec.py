@@ -1,8 +1,4 @@
-"""Step 1 of *compress*: from tensors to payloads and back.
-
-Which mode a tensor gets follows from its values and the configuration alone, and every step is specified operation by
-operation, so that equal tensors give equal bytes anywhere.
-"""
+"""Step 1 of *compress*: what users call, from tensors to payloads and back; ``host.py`` or ``device.py`` does it."""
 
 from __future__ import annotations
 
@@ -13,38 +9,20 @@ import numpy as np
 import torch
 
 from platonic_core.memory import empty
-from weight_compression import _ops, device
+from weight_compression import _ops, device, host
 from weight_compression.config import CompressionConfig
-from weight_compression.entropy import choose_levels, sample_entropy
 from weight_compression.errors import (
-    BadChecksumError,
-    BadCodeError,
     BadShapeError,
     NonFiniteError,
     SizeLimitError,
 )
-from weight_compression.payload import (
-    DTYPES,
-    MAX_DIMENSIONS,
-    RAW_BLOCK_BYTES,
-    Header,
-    Mode,
-    block_count,
-    header_size,
-    is_less,
-    pack_quantiser,
-    parse_header,
-    write_header,
-)
-from weight_compression.planes import compress_planes, decode_planes
-from weight_compression.ranges import choose_ranges, half_width
+from weight_compression.payload import DTYPES, MAX_DIMENSIONS, Header, compress_bound, parse_header
 
 __all__ = ["PayloadInfo", "compress", "compress_bound", "compress_into", "decompress", "payload_info"]
 
 Bytes: TypeAlias = torch.Tensor | np.ndarray | bytes | bytearray | memoryview
 
 DEFAULT_MAX_BYTES = 1 << 34
-_NONFINITE = "expected finite values, got NaN or infinity; nonfinite='raw' stores such tensors exactly"
 
 
 def compress(tensor: torch.Tensor, config: CompressionConfig | None = None) -> torch.Tensor:
@@ -91,38 +69,9 @@ def compress(tensor: torch.Tensor, config: CompressionConfig | None = None) -> t
     if x.device.type == "cuda":
         payload = device.compress(x, shape, config, compress_bound(x.numel(), x.dtype, len(shape)))
         if payload is None:
-            raise NonFiniteError(_NONFINITE)
+            raise NonFiniteError(host.NONFINITE)
         return payload
-    if x.numel() == 1:
-        return _compress_constant(x, shape, config)
-    if x.numel() == 0:
-        return _compress_raw(x, shape)
-    if config.lossless:
-        return _compress_exactly(x, shape, config)
-    if x.dtype not in _ops.DTYPE_CODES:
-        return _compress_raw(x, shape)
-    lo, hi, finite, sample = _ops.range_and_sample(x, config.sample_fraction)
-    if not finite:
-        if config.nonfinite == "raise":
-            raise NonFiniteError(_NONFINITE)
-        return _compress_raw(x, shape)
-    if not is_less(lo, hi):
-        return _compress_constant(x, shape, config)
-    scheme = choose_ranges(x, sample, shape, config, lo, hi)
-    entropy = sample_entropy(x, sample, scheme, config.entropy_bits, config.sample_fraction)
-    levels = choose_levels(x, config, scheme, entropy)
-    if levels is None:
-        return _compress_raw(x, shape)
-    scheme = scheme.with_levels(levels)
-    if x.numel() >= _ops.kernels.sample_coded_from and not config.full_histogram:
-        counts = _ops.sample_counts(x, sample, scheme, config.sample_fraction)
-        payload = _compress_quantised(x, shape, scheme, entropy, counts)
-        if payload is not None:
-            return payload
-    payload = _compress_quantised(x, shape, scheme, entropy, None)
-    if payload is None:
-        raise RuntimeError("compress: the tensor was changed while it was being compressed")
-    return payload
+    return host.compress(x, shape, config)
 
 
 def compress_into(tensor: torch.Tensor, out: torch.Tensor, config: CompressionConfig | None = None) -> torch.Tensor:
@@ -147,6 +96,8 @@ def compress_into(tensor: torch.Tensor, out: torch.Tensor, config: CompressionCo
     ------
     NotImplementedError, TypeError
         As :func:`compress`.
+    ValueError
+        If `out` is not such memory.
     """
     config = CompressionConfig() if config is None else config
     x, shape = _flat_values(tensor)
@@ -182,96 +133,6 @@ def _flat_values(tensor: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...]]:
         )
     x = tensor.detach().resolve_conj().resolve_neg().reshape(-1).contiguous()
     return x, tuple(tensor.shape)
-
-
-def compress_bound(numel: int, dtype: torch.dtype = torch.float32, dimensions: int = 64) -> int:
-    """No payload of `numel` values of that dtype and at most so many dimensions is longer than this, in bytes."""
-    return header_size(dimensions, 0, block_count(Mode.RAW, dtype, numel)) + numel * dtype.itemsize
-
-
-def _raw_bytes(x: torch.Tensor) -> np.ndarray:
-    """Flat contiguous x as uint8, without a copy."""
-    return x.view(torch.uint8).numpy() if x.numel() else np.empty(0, np.uint8)
-
-
-def _compress_constant(x: torch.Tensor, shape: tuple[int, ...], config: CompressionConfig) -> torch.Tensor:
-    inexact = x.dtype in _ops.DTYPE_CODES and not config.lossless
-    if inexact and config.nonfinite == "raise" and not bool(x[:1].to(torch.float64).isfinite()):
-        raise NonFiniteError(_NONFINITE)
-    none = np.empty((0, 2), np.uint32)
-    header = write_header(Mode.CONSTANT, x.dtype, shape, _raw_bytes(x[:1]).tobytes(), none, None)
-    return torch.from_numpy(header.copy())
-
-
-def _compress_raw(x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    data = _raw_bytes(x)
-    header = write_header(Mode.RAW, x.dtype, shape, b"", _ops.checksum_blocks(data, RAW_BLOCK_BYTES), None)
-    payload = empty([header.size + data.size], torch.uint8)
-    payload[: header.size] = torch.from_numpy(header.copy())
-    payload[header.size :] = torch.from_numpy(data)
-    return payload
-
-
-def _compress_exactly(x: torch.Tensor, shape: tuple[int, ...], config: CompressionConfig) -> torch.Tensor:
-    data = _raw_bytes(x).reshape(-1, x.dtype.itemsize)
-    if (data[0] == data[-1]).all() and (data == data[0]).all():
-        return _compress_constant(x, shape, config)
-    raw = compress_bound(x.numel(), x.dtype, len(shape))
-    payload = compress_planes(x, shape, raw - 1)
-    return _compress_raw(x, shape) if payload is None else payload
-
-
-def _compress_quantised(
-    x: torch.Tensor, shape: tuple[int, ...], scheme: _ops.Scheme, entropy: float, sampled: torch.Tensor | None
-) -> torch.Tensor | None:
-    """With the code of all values, or of the sample's counts if they are given. None if that code does not suffice."""
-    n = x.numel()
-    escapes, beside = None, 0
-    if scheme.clamp:
-        escapes = _ops.count_outside(x, scheme.lo, scheme.hi)
-        beside = int(escapes.sum(dtype=np.int64)) * (2 + x.dtype.itemsize)
-    # By mode: what its header has of its own, code lengths, and room for the blocks.
-    fixed = _ops.kernels.fixed_bytes(n, _ops.kernels.fixed_bits(scheme.levels)) + beside
-    ways: dict[Mode, tuple[bytes, torch.Tensor | None, int]] = {}
-    ways[Mode.FIXED] = (pack_quantiser(scheme, entropy, b""), None, fixed)
-    if scheme.levels <= _ops.MAX_CODED_LEVELS:
-        code, bits = _make_code(x, scheme, sampled)
-        if code is not None:
-            coded = _ops.kernels.coded_bytes_bound(n, bits) + beside
-            ways[Mode.ENTROPY] = (pack_quantiser(scheme, entropy, _ops.pack_lengths(code)), code, coded)
-
-    def start(mode: Mode) -> int:
-        return header_size(len(shape), len(ways[mode][0]), block_count(mode, x.dtype, n), scheme.clamp)
-
-    sizes = {mode: start(mode) + room for mode, (_, _, room) in ways.items()}
-    sizes[Mode.RAW] = compress_bound(n, x.dtype, len(shape))
-    mode = min(sizes, key=lambda m: (sizes[m], m))
-    if sampled is not None and mode != Mode.ENTROPY:
-        return None
-    if mode == Mode.RAW:
-        return _compress_raw(x, shape)
-    own, lengths, _ = ways[mode]
-    payload = empty([sizes[mode]], torch.uint8)
-    size, table = _ops.encode_blocks(x, scheme, lengths, escapes, payload[start(mode) :])
-    if size < 0:
-        return None
-    end = start(mode) + size
-    payload[: start(mode)] = torch.from_numpy(write_header(mode, x.dtype, shape, own, table, escapes).copy())
-    payload[end:] = 0  # the few bytes that the bound was too high stay behind the view's end
-    return payload[:end]
-
-
-def _make_code(x: torch.Tensor, scheme: _ops.Scheme, sampled: torch.Tensor | None) -> tuple[torch.Tensor | None, int]:
-    """Code lengths, and the bits that x takes or may take at most; None where there is no code."""
-    counts = _ops.symbol_counts(x, scheme) if sampled is None else sampled
-    if int((counts > 0).sum()) < 2:
-        return None, 0
-    if sampled is None:
-        lengths = _ops.code_lengths(counts)
-        return lengths, int((counts * lengths).sum())
-    lengths = _ops.code_lengths(_ops.kernels.sample_weight * counts + 1)
-    bits = _ops.kernels.sample_code_bits(scheme.levels, counts.data_ptr(), lengths.data_ptr(), x.numel())
-    return (None, 0) if bits < 0 else (lengths, bits)
 
 
 def _as_bytes(payload: Bytes) -> np.ndarray:
@@ -316,7 +177,8 @@ def decompress(
         Compare the checksum of every block; the header's is always compared. Payloads that were tampered with are safe
         to decode without, but may give other values.
         On a CUDA device with `out`, False also means that nothing waits and nothing is raised for what the bytes are:
-        a payload that is not one, or not one of `out`, leaves it unspecified.
+        a payload that is not one, not one of `out`, or of the kinds that only the CPU decodes (planes, groups, escapes)
+        leaves it unspecified.
 
     Returns
     -------
@@ -345,7 +207,7 @@ def decompress(
     else:
         _check_out(out, header, accumulate)
     if header.numel > 0:
-        _decode(data, header, out.detach().view(-1), accumulate, scale, check)
+        host.decode(data, header, out.detach().view(-1), accumulate, scale, check)
         torch.autograd.graph.increment_version(out)  # kernels write by address: autograd must know
     return out
 
@@ -361,11 +223,11 @@ def _decompress_on_device(
     decoded = device.decompress(payload.detach(), out, accumulate, scale, max_bytes, check)
     if decoded is not None:
         return decoded
-    host = payload.cpu()
+    on_cpu = payload.cpu()
     same = None if out is None else torch.zeros(out.shape, dtype=out.dtype)
-    decompress(host, same, accumulate=accumulate, scale=scale, max_bytes=max_bytes, check=check)
+    decompress(on_cpu, same, accumulate=accumulate, scale=scale, max_bytes=max_bytes, check=check)
     raise NotImplementedError(
-        f"expected a payload that a CUDA device decodes, got one of mode {payload_info(host).mode} that the CPU does: "
+        f"expected a payload that a CUDA device decodes, got one of mode {payload_info(on_cpu).mode} that the CPU does: "
         f"use decompress(payload.cpu())"
     )
 
@@ -391,43 +253,6 @@ def _check_target(out: torch.Tensor, where: torch.device, accumulate: bool) -> N
         raise ValueError("out: expected a tensor that does not require grad; wrap the call in torch.no_grad()")
     if accumulate and out.dtype not in _ops.DTYPE_CODES:
         raise TypeError(f"accumulate: expected one of {', '.join(map(str, _ops.DTYPE_CODES))}, got {out.dtype}")
-
-
-def _decode(data: np.ndarray, header: Header, out: torch.Tensor, accumulate: bool, scale: float, check: bool) -> None:
-    if header.scheme is None and accumulate:
-        values = torch.empty_like(out)
-        _decode(data, header, values, False, 1.0, check)
-        with torch.no_grad():
-            # float64 factors would promote nothing, but would be rounded differently from the kernels' float32.
-            wide = torch.float64 if header.dtype == torch.float64 else torch.float32
-            out.copy_(out.to(wide) + torch.tensor(scale, dtype=wide) * values.to(wide))
-        return
-    status, block = 0, 0
-    if header.mode == Mode.CONSTANT:
-        # torch has no from_bytes; a view of a copy is one.
-        value = torch.from_numpy(np.frombuffer(header.value, np.uint8).copy()).view(header.dtype)
-        with torch.no_grad():
-            out.copy_(value.expand_as(out))
-    elif header.mode == Mode.RAW:
-        raw = data[header.data :]
-        if check:
-            found = _ops.checksum_blocks(raw, RAW_BLOCK_BYTES)
-            if (bad := np.flatnonzero(found[:, 1] != header.table[:, 1])).size:
-                status, block = 1, int(bad[0])
-        if status == 0:
-            out.view(torch.uint8).numpy()[:] = raw
-    elif header.mode == Mode.PLANES:
-        status, block = decode_planes(data, header, out, check)
-    else:
-        assert header.scheme is not None
-        status, block = _ops.decode_blocks(
-            _ops.Blocks(data[header.data :], header.table, header.escapes), header.scheme, header.lengths, out,
-            accumulate, scale, check,
-        )  # fmt: skip
-    if status == 1:
-        raise BadChecksumError(f"block {block}: its bytes have changed")
-    if status == 2:
-        raise BadCodeError(f"block {block}: its bits do not follow the code")
 
 
 @dataclass(frozen=True)
@@ -481,6 +306,6 @@ def payload_info(payload: Bytes) -> PayloadInfo:
         levels=header.levels,
         entropy=header.entropy,
         bits_per_weight=8 * header.total / max(1, header.numel),
-        error_bound=half_width(header.scheme, header.dtype) / header.levels if header.scheme else 0.0,
+        error_bound=_ops.error_bound(header.scheme, header.dtype, header.numel) if header.scheme else 0.0,
         bytes=header.total,
     )

@@ -7,6 +7,8 @@ from typing import Literal
 
 __all__ = ["CompressionConfig"]
 
+MIN_GROUP = 16  # values: smaller ones would take longer to describe than to store
+
 
 @dataclass(frozen=True, kw_only=True)
 class CompressionConfig:
@@ -31,28 +33,32 @@ class CompressionConfig:
         Instead of c: the fewest levels whose bins are at most 2 max_error wide, so that no value changes by more than
         that (up to rounding in the tensor's dtype). If 65,536 levels do not suffice, the tensor is stored exactly.
     ratio : float, optional
-        Instead of c: as many levels as leave the codes (without headers) at most 1 / ratio of the tensor's bytes, found by
-        trying a few numbers of levels, at most 4,096, on the whole tensor. More than 1.
+        Instead of c: as many levels as leave at most 1 / ratio of the tensor's bytes, found by trying a few numbers of
+        levels, at most 4,096, on the whole tensor; the fixed parts of the header come on top. 2 if even those take more. More
+        than 1.
     gradient_rms : float, optional
         The thesis's first rule (section 3.3), of which entropy is the proxy: log2(gradient_rms + 1) takes the place of H.
         The root mean square of the loss's gradient with respect to these weights; `floor_bits` is its c1.
     group_size : int, optional
-        Every run of so many consecutive values (at least 16) gets a range of its own: less error where scales differ
-        within a tensor, for two values of the dtype per group. K and the code are still the tensor's.
+        Every run of so many consecutive values (at least 16) gets a range of its own, for two values of the dtype. K and
+        the code are still the tensor's. At the same c that means more levels, and 1 to 3 bits a value more of Gaussian
+        values; at the same size it pays where groups differ in scale and their small values matter. docs/results.md has
+        figures.
     per_channel : bool, default False
         The same for every index of the first dimension, as `out_features` and `out_channels` of weights are. Tensors of
-        fewer than two dimensions keep one range.
+        fewer than two dimensions, or of channels of fewer than 16 values, keep one range.
     clip_quantile : float, optional
         Part of the values, 0.5 to 1, whose range the levels divide; the rest, the same number at both ends, is stored
-        exactly beside them. For heavy tails, which otherwise make all bins wide: 0.999 costs a few hundredths of a bit per
-        value and can halve the error several times. The range is taken from the sample.
+        exactly beside them. For heavy tails, which otherwise decide the width of all bins: at the same c that means
+        more levels and bits, at the same size slightly smaller errors. The range is taken from the sample; where exact
+        values would take more than they save, there is no clipping.
     lossless : bool, default False
         Store every value exactly: the bytes of all values at one place are a plane, and planes that are smaller so,
-        exponents before all, are Huffman coded.
+        exponents before all, are Huffman coded. `floor_bits`, `entropy_bits` and `sample_fraction` are of no use then.
     full_histogram : bool, default False
-        Make the code from the histogram of all values even where that of the sample is as good as the same: where it can be
+        Make the code from the histogram of all values even where that of the sample is as good: where it can be
         expected to cost less than a thousandth of the payload, for tensors of 4 million values and more. A pass over the
-        values less is a quarter of the time that compression takes.
+        values less is a quarter of the time that compression takes. `ratio` counts all values in any case.
     nonfinite : {'raise', 'raw'}, default 'raise'
         What to do with a tensor that holds NaN or infinity: raise :class:`NonFiniteError`, or store it exactly.
 
@@ -95,12 +101,16 @@ class CompressionConfig:
         expect(self.ratio is None or 1 < self.ratio < float("inf"), "ratio", "a finite number > 1")
         expect(self.gradient_rms is None or 0 <= self.gradient_rms < 1e300, "gradient_rms", "a finite number >= 0")
         expect(
-            self.group_size is None or (isinstance(self.group_size, int) and self.group_size >= 16),
+            self.group_size is None or (isinstance(self.group_size, int) and self.group_size >= MIN_GROUP),
             "group_size",
-            "a whole number of at least 16",
+            f"a whole number of at least {MIN_GROUP}",
         )
         expect(self.clip_quantile is None or 0.5 <= self.clip_quantile < 1, "clip_quantile", "at least 0.5, below 1")
         for what in (("bits", "max_error", "ratio", "gradient_rms"), ("group_size", "per_channel", "clip_quantile")):
-            given = [name for name in (*what, "lossless") if getattr(self, name) not in (None, False)]
+            given = [
+                name
+                for name in (*what, "lossless")
+                if (value := getattr(self, name)) is not None and value is not False
+            ]
             if len(given) > 1:
                 raise ValueError(f"expected one of {', '.join(given)}, got {len(given)}")

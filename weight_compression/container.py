@@ -25,7 +25,6 @@ from weight_compression.errors import (
     BadHeaderError,
     BadMagicError,
     BadOffsetError,
-    NonFiniteError,
     TruncatedError,
     UnsupportedVersionError,
 )
@@ -99,7 +98,7 @@ def save_file(
                     entries[name] = seen[key][1]
                     continue
                 payload = compress(tensor if unsupported(chosen) is None else tensor.cpu(), chosen).cpu()
-            except (NonFiniteError, TypeError, NotImplementedError) as error:
+            except (ValueError, TypeError, NotImplementedError) as error:
                 raise type(error)(f"{name}: {error}") from error
             payloads.write(payload.numpy().data)
             entries[name] = [end, end + payload.numel()]

@@ -1,4 +1,4 @@
-"""Steps 1 to 4 of *compress* on a CUDA device, where one call does all of them. Bytes and values are those of the CPU.
+"""Steps 2 to 4 of *compress* on a CUDA device, where one call does all of them. Bytes and values are those of the CPU.
 
 Which mode and how many bytes a tensor gets is known only to the device: a payload is written to the room that the
 longest possible one needs, and its size is a tensor.

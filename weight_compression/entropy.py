@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from weight_compression import _ops
 from weight_compression.config import CompressionConfig
 from weight_compression.errors import NonFiniteError
 from weight_compression.payload import is_less
-from weight_compression.ranges import half_width
+from weight_compression.ranges import Ranges
 
 __all__ = ["choose_levels", "estimate_entropy", "sample_entropy"]
 
@@ -21,16 +19,18 @@ def sample_entropy(x: torch.Tensor, sample: torch.Tensor, scheme: _ops.Scheme, b
     return _ops.kernels.histogram_entropy(counts.tolist())
 
 
-def choose_levels(x: torch.Tensor, config: CompressionConfig, scheme: _ops.Scheme, entropy: float) -> int | None:
+def choose_levels(x: torch.Tensor, config: CompressionConfig, ranges: Ranges, entropy: float) -> int | None:
     """Levels for flat x with that sample entropy; None if no number of levels is enough."""
+    scheme = ranges.scheme
+    if scheme.ranges is not None and (scheme.ranges[:, 0] == scheme.ranges[:, 1]).all():
+        return 2  # groups without width: every number of levels is exact
     if config.bits is not None:
         return _ops.kernels.levels_of_bits(config.bits)
     if config.max_error is not None:
-        widest = half_width(scheme, x.dtype)
-        wanted = math.ceil(min(widest / config.max_error, 2.0 * _ops.MAX_LEVELS))
-        return max(2, wanted) if wanted <= _ops.MAX_LEVELS else None
+        return _ops.levels_of_error(scheme, x.dtype, x.numel(), config.max_error)
     if config.ratio is not None:
-        return _levels_of_ratio(x, scheme, entropy - config.entropy_bits, 8 * x.dtype.itemsize / config.ratio)
+        bits = 8 * x.dtype.itemsize / config.ratio - 8 * ranges.bytes / x.numel()
+        return _levels_of_ratio(x, scheme, entropy - config.entropy_bits, bits)
     if config.gradient_rms is not None:
         entropy = _ops.kernels.exact_log2(config.gradient_rms + 1.0)
     return _ops.kernels.levels_of_bits(entropy + config.floor_bits)
@@ -40,7 +40,7 @@ _RATIO_TRIES = 8
 
 
 def _levels_of_ratio(x: torch.Tensor, scheme: _ops.Scheme, offset: float, bits: float) -> int:
-    """Many levels whose codes take at most so many bits a value; 2 if even those take more.
+    """Many levels that take at most so many bits a value; 2 if even those take more.
 
     Twice the levels take about one bit more: each try starts from the last one's bits. `offset` is what log2(levels)
     is estimated to exceed the bits by, negative.
@@ -50,8 +50,7 @@ def _levels_of_ratio(x: torch.Tensor, scheme: _ops.Scheme, offset: float, bits: 
     guess = bits - offset
     for _ in range(_RATIO_TRIES):
         levels = min(max(_ops.kernels.levels_of_bits(guess), best), most)
-        counts = _ops.symbol_counts(x, scheme.with_levels(levels))
-        found = int((counts * _ops.code_lengths(counts)).sum()) / x.numel()
+        found = _coded_bits(x, scheme.with_levels(levels)) / x.numel()
         if found <= bits:
             best = levels
             if found > 0.99 * bits:
@@ -65,6 +64,16 @@ def _levels_of_ratio(x: torch.Tensor, scheme: _ops.Scheme, offset: float, bits: 
         if _ops.kernels.levels_of_bits(guess) in (best, levels):
             guess = log2((best + most + 1) / 2)
     return best
+
+
+def _coded_bits(x: torch.Tensor, scheme: _ops.Scheme) -> int:
+    """Of all values' symbols, coded or of a fixed number of bits, and of the code."""
+    counts = _ops.symbol_counts(x, scheme)
+    fixed = x.numel() * _ops.kernels.fixed_bits(scheme.levels)
+    if int((counts > 0).sum()) < 2:
+        return fixed
+    lengths = _ops.code_lengths(counts)
+    return min(fixed, int((counts * lengths).sum()) + 8 * len(_ops.pack_lengths(lengths)))
 
 
 def estimate_entropy(tensor: torch.Tensor, *, bits: int = 4, sample_fraction: float = 0.03) -> float:

@@ -29,6 +29,7 @@ __all__ = [
     "Header",
     "Mode",
     "PlaneHeader",
+    "compress_bound",
     "header_size",
     "is_less",
     "pack_planes",
@@ -150,6 +151,11 @@ def block_count(mode: Mode, dtype: torch.dtype, numel: int, planes: Sequence[Pla
 def header_size(dimensions: int, own: int, blocks: int, escaped: bool = False) -> int:
     """Bytes before the data; `own` are those of the mode."""
     return _START.size + 8 * dimensions + own + (12 if escaped else 8) * blocks + 4
+
+
+def compress_bound(numel: int, dtype: torch.dtype = torch.float32, dimensions: int = 64) -> int:
+    """No payload of `numel` values of that dtype and at most so many dimensions is longer than this, in bytes."""
+    return header_size(dimensions, 0, block_count(Mode.RAW, dtype, numel)) + numel * dtype.itemsize
 
 
 def pack_quantiser(scheme: _ops.Scheme, entropy: float, packed_lengths: bytes) -> bytes:
@@ -289,6 +295,8 @@ def _plane_fields(reader: _Reader, mode: Mode, dtype: torch.dtype, numel: int) -
             raise BadHeaderError(f"expected zeros in a plane of kind {kind}, got {value} and {length_bytes}")
         planes.append(PlaneHeader(PlaneKind(kind), value))
         sizes.append(length_bytes)
+    if all(plane.kind == PlaneKind.CONSTANT for plane in planes):  # mode CONSTANT; nothing would pay for the elements
+        raise BadHeaderError("expected a plane that is not constant")
     return {"planes": tuple(planes)}, [reader.take(size, "code lengths") for size in sizes]
 
 

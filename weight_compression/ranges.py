@@ -3,30 +3,64 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from weight_compression import _ops
-from weight_compression.config import CompressionConfig
+from weight_compression.config import MIN_GROUP, CompressionConfig
 from weight_compression.payload import is_less
 
-__all__ = ["choose_ranges", "half_width"]
+__all__ = ["Ranges", "choose_ranges"]
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """The scheme, at first without levels, and what it leaves out.
+
+    Attributes
+    ----------
+    scheme : Scheme
+    escapes : numpy.ndarray or None
+        uint32 [blocks], values beyond the range if it is clipped.
+    escape_bytes : int
+        That these take.
+    whole : Scheme or None
+        The scheme without clipping.
+    """
+
+    scheme: _ops.Scheme
+    escapes: np.ndarray | None = None
+    escape_bytes: int = 0
+    whole: _ops.Scheme | None = None
+
+    def unclipped(self) -> Ranges:
+        assert self.whole is not None
+        return Ranges(self.whole)
+
+    @property
+    def bytes(self) -> int:
+        """Of the payload that belong to ranges and escapes."""
+        return self.escape_bytes + (0 if self.scheme.ranges is None else self.scheme.ranges.nbytes)
 
 
 def choose_ranges(
     x: torch.Tensor, sample: torch.Tensor, shape: tuple[int, ...], config: CompressionConfig, lo: float, hi: float
-) -> _ops.Scheme:
-    """The scheme, still without levels, of flat finite x whose range is lo < hi."""
+) -> Ranges:
+    """The ranges of flat finite x, whose own is lo < hi."""
     whole = _ops.Scheme(lo=lo, hi=hi)
     size = config.group_size or 0
-    if config.per_channel and len(shape) > 1:
+    if config.per_channel and len(shape) > 1 and math.prod(shape[1:]) >= MIN_GROUP:
         size = math.prod(shape[1:])
     if 0 < size < x.numel():
-        return _ops.Scheme(lo=lo, hi=hi, group_size=size, ranges=_ops.group_ranges(x, size))
+        return Ranges(_ops.Scheme(lo=lo, hi=hi, group_size=size, ranges=_ops.group_ranges(x, size)))
     if config.clip_quantile is not None:
-        return _clipped(sample, config.clip_quantile, whole)
-    return whole
+        clipped = _clipped(sample, config.clip_quantile, whole)
+        if clipped.clamp:
+            escapes = _ops.count_outside(x, clipped.lo, clipped.hi)
+            return Ranges(clipped, escapes, int(escapes.sum(dtype=np.int64)) * (2 + x.dtype.itemsize), whole)
+    return Ranges(whole)
 
 
 def _clipped(sample: torch.Tensor, quantile: float, whole: _ops.Scheme) -> _ops.Scheme:
@@ -44,11 +78,3 @@ def _clipped(sample: torch.Tensor, quantile: float, whole: _ops.Scheme) -> _ops.
     values = torch.from_numpy(np.where(ends < 0, ends ^ inverted, ends)).view(sample.dtype)
     lo, hi = (_ops.value_range(value)[0] for value in values.split(1))
     return _ops.Scheme(lo=lo, hi=hi, clamp=True) if is_less(lo, hi) else whole
-
-
-def half_width(scheme: _ops.Scheme, dtype: torch.dtype) -> float:
-    """Half the widest range that the levels divide."""
-    if scheme.ranges is None:
-        return scheme.hi / 2 - scheme.lo / 2
-    ranges = torch.from_numpy(scheme.ranges.view(f"<i{dtype.itemsize}").copy()).view(dtype).double()
-    return float((ranges[:, 1] / 2 - ranges[:, 0] / 2).max())

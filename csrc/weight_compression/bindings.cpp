@@ -1,5 +1,6 @@
-// Python's way into the kernels of this room. Pointers arrive as integers from weight_compression/_ops.py, the only
-// caller, which has checked dtypes, devices and layouts; nothing is checked again here. The GIL is released.
+// Python's way into the kernels of this room. Pointers arrive as integers from weight_compression/_ops.py, which has
+// checked dtypes, devices and layouts; nothing is checked again here. Whatever takes longer than a few microseconds
+// releases the GIL.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -93,6 +94,26 @@ void bind_weight_compression(py::module_& m) {
         },
         "ranges[groups][2] of every run of `size` values.");
     m.def(
+        "levels_of_error",
+        [](int dtype, int64_t n, const py::tuple& fields, double max_error) {
+            return cpu::levels_of_error(scheme(fields), static_cast<DType>(dtype), n, max_error);
+        },
+        "The fewest levels that keep to an error, or 0.");
+    m.def(
+        "error_bound",
+        [](int dtype, int64_t n, const py::tuple& fields) {
+            return cpu::error_bound(scheme(fields), static_cast<DType>(dtype), n);
+        },
+        "Half a bin of the widest range.");
+    m.def(
+        "add_values",
+        [](int dtype, int64_t n, uintptr_t values, uintptr_t out, double scale, int threads) {
+            py::gil_scoped_release release;
+            cpu::add_values(pointer<const void>(values), n,
+                            {static_cast<DType>(dtype), pointer<void>(out), true, scale}, on_cpu(threads));
+        },
+        "out += scale * values.");
+    m.def(
         "count_outside",
         [](int dtype, int64_t n, uintptr_t x, double lo, double hi, uintptr_t counts, int threads) {
             py::gil_scoped_release release;
@@ -102,7 +123,9 @@ void bind_weight_compression(py::module_& m) {
     m.def(
         "sample_counts",
         [](int dtype, int64_t n, uintptr_t x, const py::tuple& fields, double fraction, uintptr_t counts) {
-            cpu::sample_counts(values(dtype, n, x), scheme(fields), fraction, pointer<int64_t>(counts));
+            const Scheme s = scheme(fields);
+            py::gil_scoped_release release;
+            cpu::sample_counts(values(dtype, n, x), s, fraction, pointer<int64_t>(counts));
         },
         "counts[levels] of the sample's symbols.");
     m.def(

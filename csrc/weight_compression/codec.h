@@ -1,6 +1,8 @@
 // Compressing and decompressing the blocks of one tensor on the CPU. The pipeline:
 //
-//   value_range -> symbol_counts of the sample -> (levels.h) -> symbol_counts -> code_lengths -> encode_blocks
+//   value_range [-> group_ranges | count_outside]       ranges, and the sample
+//   symbol_counts of the sample | sample_counts         its entropy -> levels.h -> the levels
+//   symbol_counts of the sample | of all -> code_lengths -> encode_blocks
 //   decode_blocks
 //
 // and of planes of bytes, which hold values exactly: symbol_counts -> code_lengths -> encode_blocks or copy_plane for
@@ -65,6 +67,12 @@ Range value_range(const Values& x, double fraction, void* sample, const Launch& 
 // ranges[2 g], ranges[2 g + 1], of the dtype of x: lo and hi of the group g of `size` values; the last may have fewer.
 void group_ranges(const Values& x, int64_t size, void* ranges, const Launch& on);
 
+// levels_of_error of n values' widest range.
+int64_t levels_of_error(const Scheme& scheme, DType dtype, int64_t n, double max_error);
+
+// Half a bin of the widest range.
+double error_bound(const Scheme& scheme, DType dtype, int64_t n);
+
 // How many values of each block are below lo or above hi.
 void count_outside(const Values& x, double lo, double hi, uint32_t* counts, const Launch& on);
 
@@ -91,6 +99,9 @@ void copy_plane(const Values& x, const Plane& plane, uint8_t* out, BlockEntry* t
 // n units of `width` bytes from their planes, the top first. The block of a result counts through all planes' tables.
 DecodeResult decode_planes(const PlaneBlocks* planes, int64_t n, int width, bool rotate, void* out, bool check,
                            const Launch& on);
+
+// out.data[i] = out.data[i] + out.scale * values[i], in the arithmetic of Target.
+void add_values(const void* values, int64_t n, const Target& out, const Launch& on);
 
 // Checksums of blocks of `block` bytes (the last may be shorter).
 void checksum_blocks(const uint8_t* data, int64_t size, int64_t block, BlockEntry* table, const Launch& on);

@@ -37,7 +37,7 @@ struct Pairs {
     // The same of plain float32 values, without a stop in between; a whole number of 32.
     void from_values(const float* x, const Quantization& z, int64_t count) {
         const __m512 low = _mm512_set1_ps(z.single.low), factor = _mm512_set1_ps(z.single.factor);
-        // Decides only where another thread changes the values: see quantize_all.
+        // Decides only where another thread changes the values: see symbol_of.
         const __m512i last = _mm512_set1_epi16(static_cast<int16_t>(z.scheme.levels - 1));
         const __m512i weights = _mm512_set1_epi32(static_cast<int32_t>(1 | stride << 16));
         for (int64_t k = 0; k < count; k += 32) {

@@ -139,6 +139,18 @@ private:
     std::atomic<int64_t> key_{none};
 };
 
+// Calls run(a function of a and b, as the dtype stores them, that returns a + scale * b).
+template <class F>
+void with_addition(const Target& out, const F& run) {
+    const double wide = out.scale;
+    const float scale = static_cast<float>(wide);
+    if (out.dtype == DType::float64) return run([=](double a, double b) { return a + wide * b; });
+    if (out.dtype == DType::float32) return run([=](float a, float b) { return a + scale * b; });
+    if (out.dtype == DType::float16)
+        return run([=](uint16_t a, uint16_t b) { return float_to_half(half_to_float(a) + scale * half_to_float(b)); });
+    run([=](uint16_t a, uint16_t b) { return float_to_bfloat(bfloat_to_float(a) + scale * bfloat_to_float(b)); });
+}
+
 // The values of a block that are stored exactly, behind its codes. They replace what the codes stand for there; when
 // accumulating, what was there before.
 class Escapes {
@@ -177,28 +189,14 @@ private:
     int64_t position(int64_t i) const { return positions_[2 * i] | positions_[2 * i + 1] << 8; }
     char* place(int64_t i) const { return static_cast<char*>(out_.data) + (first_ + position(i)) * item_; }
 
-    template <class T>
-    static T load(const void* p) {
-        T value;
-        memcpy(&value, p, sizeof value);
-        return value;
-    }
-
     void add(const void* before, const void* value, void* to) const {
-        const float scale = static_cast<float>(out_.scale);
-        if (out_.dtype == DType::float64) {
-            const double sum = load<double>(before) + out_.scale * load<double>(value);
-            memcpy(to, &sum, sizeof sum);
-        } else if (out_.dtype == DType::float32) {
-            const float sum = load<float>(before) + scale * load<float>(value);
-            memcpy(to, &sum, sizeof sum);
-        } else {
-            const uint16_t a = load<uint16_t>(before), b = load<uint16_t>(value);
-            const bool half = out_.dtype == DType::float16;
-            const uint16_t sum = half ? float_to_half(half_to_float(a) + scale * half_to_float(b))
-                                      : float_to_bfloat(bfloat_to_float(a) + scale * bfloat_to_float(b));
-            memcpy(to, &sum, sizeof sum);
-        }
+        with_addition(out_, [&](auto sum_of) {
+            decltype(sum_of(0, 0)) terms[2];
+            memcpy(&terms[0], before, sizeof terms[0]);
+            memcpy(&terms[1], value, sizeof terms[1]);
+            terms[0] = sum_of(terms[0], terms[1]);
+            memcpy(to, &terms[0], sizeof terms[0]);
+        });
     }
 };
 
@@ -316,6 +314,18 @@ DecodeResult decode_blocks(const Blocks& blocks, int64_t n, const Scheme& scheme
         decode_coded_task(decoder, job, task * group, smaller(group, count - task * group));
     });
     return failure.result();
+}
+
+void add_values(const void* values, int64_t n, const Target& out, const Launch& on) {
+    const ExactDenormals exact;
+    with_addition(out, [&](auto sum_of) {
+        typedef decltype(sum_of(0, 0)) T;
+        const T* from = static_cast<const T*>(values);
+        T* to = static_cast<T*>(out.data);
+        parallel_for(pieces(n, segment), on.threads, [&](int64_t task) {
+            for (int64_t i = task * segment; i < smaller((task + 1) * segment, n); ++i) to[i] = sum_of(to[i], from[i]);
+        });
+    });
 }
 
 // ---- planes of bytes ----

@@ -84,19 +84,6 @@ __device__ __forceinline__ Quad<Bits> load_quad(const Bits* x, int64_t i, int64_
     return quad;
 }
 
-// The minimum decides only where the tensor is being changed while it is compressed: it keeps symbols in their tables.
-template <class R>
-__device__ __forceinline__ uint32_t symbol_of(const Quantizer<R>& z, int64_t levels, R w) {
-    const uint32_t q = static_cast<uint32_t>(static_cast<int32_t>((w * z.pre - z.low) * z.factor));
-    const uint32_t last = static_cast<uint32_t>(levels - 1);
-    return q < last ? q : last;
-}
-
-template <class R>
-__device__ __forceinline__ R value_of(const Dequantizer<R>& z, uint32_t symbol) {
-    return (z.first + z.step * static_cast<R>(static_cast<int32_t>(symbol))) * z.post;
-}
-
 // out = value, or out + scale * value, where value is rounded to the dtype first.
 template <class T>
 __device__ __forceinline__ typename T::Bits combine(bool accumulate, typename T::Bits old, double scale,

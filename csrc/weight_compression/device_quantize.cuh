@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(grid_threads)
 #pragma unroll 4
     for (int64_t i = first_thread(); i < size; i += all_threads()) {
         const int64_t place = all ? i : i / sample_run * apart + i % sample_run;
-        atomicAdd(&counts[symbol_of(z, bins, T::widen(x[place]))], 1u);
+        atomicAdd(&counts[symbol_of(z, static_cast<uint32_t>(bins - 1), T::widen(x[place]))], 1u);
     }
     __syncthreads();
     for (int i = threadIdx.x; i < bins; i += grid_threads)
@@ -127,13 +127,7 @@ __global__ void __launch_bounds__(grid_threads)
 __device__ inline int64_t levels_by_rule(const CompressCall& call, const CompressPlan& plan) {
     if (call.rule == LevelRule::entropy) return levels_of_bits(plan.entropy + call.value);
     if (call.rule == LevelRule::given) return static_cast<int64_t>(call.value);
-    const double most = 2.0 * static_cast<double>(max_levels);
-    double wanted = (plan.hi / 2.0 - plan.lo / 2.0) / call.value;
-    wanted = wanted < most ? wanted : most;
-    int64_t levels = static_cast<int64_t>(wanted);
-    if (static_cast<double>(levels) < wanted) ++levels;
-    if (levels > max_levels) return 0;
-    return levels < 2 ? 2 : levels;
+    return levels_of_error(plan.hi / 2.0 - plan.lo / 2.0, call.value);
 }
 
 template <class T>
@@ -198,7 +192,7 @@ __global__ void __launch_bounds__(quantize_threads) quantize_values(CompressCall
             if (i >= n) break;
             uint32_t s[4];
             for (int k = 0; k < 4; ++k) {
-                s[k] = symbol_of(z, levels, T::widen(quads[q].of[k]));
+                s[k] = symbol_of(z, static_cast<uint32_t>(levels - 1), T::widen(quads[q].of[k]));
                 if (count && i + k < n) atomicAdd(&mine[s[k]], 1u);
             }
             if (wide)

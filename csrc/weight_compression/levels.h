@@ -75,6 +75,15 @@ PLATONIC_HD int64_t levels_of_bits(double bits) {
     return static_cast<int64_t>(exact_exp2(bits) + 0.5);
 }
 
+// The fewest levels, at least 2, whose bins are at most 2 max_error wide; 0 if max_levels do not suffice.
+PLATONIC_HD int64_t levels_of_error(double half_width, double max_error) {
+    const double wanted = half_width / max_error;
+    if (!(wanted <= static_cast<double>(max_levels))) return 0;
+    int64_t levels = static_cast<int64_t>(wanted);
+    if (static_cast<double>(levels) < wanted) ++levels;
+    return levels < 2 ? 2 : levels;
+}
+
 // ---- the sample that H is estimated from ----
 
 constexpr int64_t sample_run = 64;           // consecutive values

@@ -57,6 +57,18 @@ Range value_range(const Values& x, double fraction, void* sample, const Launch& 
 
 namespace {
 
+// Half the widest range that the levels divide.
+double half_width(const Scheme& scheme, DType dtype, int64_t n) {
+    if (!scheme.ranges) return scheme.hi / 2 - scheme.lo / 2;
+    double widest = 0;
+    for (int64_t g = 0; g < pieces(n, scheme.group_size); ++g) {
+        const GroupRange range = group_range(scheme, dtype, g);
+        const double half = range.hi / 2 - range.lo / 2;
+        if (half > widest) widest = half;
+    }
+    return widest;
+}
+
 // A value of the dtype.
 void store_value(DType dtype, double value, void* data, int64_t at) {
     if (dtype == DType::float64)
@@ -81,6 +93,16 @@ void group_ranges(const Values& x, int64_t size, void* ranges, const Launch& on)
             store_value(x.dtype, range.hi, ranges, 2 * g + 1);
         }
     });
+}
+
+int64_t levels_of_error(const Scheme& scheme, DType dtype, int64_t n, double max_error) {
+    const ExactDenormals exact;
+    return platonic::levels_of_error(half_width(scheme, dtype, n), max_error);
+}
+
+double error_bound(const Scheme& scheme, DType dtype, int64_t n) {
+    const ExactDenormals exact;
+    return half_width(scheme, dtype, n) / static_cast<double>(scheme.levels);
 }
 
 void count_outside(const Values& x, double lo, double hi, uint32_t* counts, const Launch& on) {

@@ -1,5 +1,5 @@
-// Ranges, symbols, and values from symbols. Loops over plain arrays are left to the compiler's
-// vectoriser; what it cannot see (minima with NaN, counting) is written out.
+// Ranges; symbols from values or from their bytes, and back; values beyond a range. Loops over plain arrays are left to
+// the compiler's vectoriser; what it cannot see (minima with NaN) is written out.
 #include "weight_compression/quantize_simd.h"
 
 #include <cstring>
@@ -86,8 +86,6 @@ Range range_of(const T* x, int64_t count) {
 
 // ---- symbols ----
 
-// The minimum never decides anything unless the tensor is being changed by another thread since its range was taken:
-// then it keeps symbols inside of the tables.
 template <bool clamp, class R>
 PLATONIC_INLINE void quantize_all(const Quantizer<R>& z, const Scheme& scheme, const R* x, int64_t count,
                                   uint16_t* symbols) {
@@ -99,8 +97,7 @@ PLATONIC_INLINE void quantize_all(const Quantizer<R>& z, const Scheme& scheme, c
             w = w < lo ? lo : w;
             w = w > hi ? hi : w;
         }
-        const uint32_t q = static_cast<uint32_t>(static_cast<int32_t>((w * z.pre - z.low) * z.factor));
-        symbols[i] = static_cast<uint16_t>(q < last ? q : last);
+        symbols[i] = static_cast<uint16_t>(symbol_of(z, last, w));
     }
 }
 
@@ -167,11 +164,6 @@ PLATONIC_INLINE void with_unit(int width, const F& run) {
     if (width == 2) return run(static_cast<uint16_t*>(nullptr));
     if (width == 4) return run(static_cast<uint32_t*>(nullptr));
     run(static_cast<uint64_t*>(nullptr));
-}
-
-template <class R>
-PLATONIC_INLINE R value_of(const Dequantizer<R>& z, uint16_t q) {
-    return (z.first + z.step * static_cast<R>(static_cast<int32_t>(q))) * z.post;
 }
 
 }  // namespace

@@ -28,14 +28,17 @@ struct Dequantizer {
     R first, step, post;
 };
 
+// The minimum decides only where another thread changes the tensor while it is compressed: it keeps symbols inside of
+// the tables. `last` = levels - 1.
 template <class R>
-PLATONIC_HD int64_t quantize(const Quantizer<R>& z, R w) {
-    return static_cast<int64_t>((w * z.pre - z.low) * z.factor);
+PLATONIC_HD uint32_t symbol_of(const Quantizer<R>& z, uint32_t last, R w) {
+    const uint32_t q = static_cast<uint32_t>(static_cast<int32_t>((w * z.pre - z.low) * z.factor));
+    return q < last ? q : last;
 }
 
 template <class R>
-PLATONIC_HD R dequantize(const Dequantizer<R>& z, int64_t q) {
-    return (z.first + z.step * static_cast<R>(q)) * z.post;
+PLATONIC_HD R value_of(const Dequantizer<R>& z, uint32_t q) {
+    return (z.first + z.step * static_cast<R>(static_cast<int32_t>(q))) * z.post;
 }
 
 template <class R>

@@ -1,0 +1,204 @@
+"""Steps 2 to 4 of *compress* on the CPU, one after the other, and the way back. ``device.py`` is the same in one call.
+
+Which mode a tensor gets follows from its values and the configuration alone, and every step is specified operation by
+operation, so that equal tensors give equal bytes anywhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from platonic_core.memory import empty
+from weight_compression import _ops
+from weight_compression.config import CompressionConfig
+from weight_compression.entropy import choose_levels, sample_entropy
+from weight_compression.errors import BadChecksumError, BadCodeError, NonFiniteError
+from weight_compression.payload import (
+    RAW_BLOCK_BYTES,
+    Header,
+    Mode,
+    block_count,
+    compress_bound,
+    header_size,
+    is_less,
+    pack_quantiser,
+    write_header,
+)
+from weight_compression.planes import compress_planes, decode_planes
+from weight_compression.ranges import Ranges, choose_ranges
+
+__all__ = ["compress", "decode"]
+
+NONFINITE = "expected finite values, got NaN or infinity; nonfinite='raw' stores such tensors exactly"
+
+
+def compress(x: torch.Tensor, shape: tuple[int, ...], config: CompressionConfig) -> torch.Tensor:
+    """The payload of flat contiguous x."""
+    if x.numel() == 1:
+        return _compress_constant(x, shape, config)
+    if x.numel() == 0:
+        return _compress_raw(x, shape)
+    if config.lossless:
+        return _compress_exactly(x, shape, config)
+    if x.dtype not in _ops.DTYPE_CODES:
+        return _compress_raw(x, shape)
+    lo, hi, finite, sample = _ops.range_and_sample(x, config.sample_fraction)
+    if not finite:
+        if config.nonfinite == "raise":
+            raise NonFiniteError(NONFINITE)
+        return _compress_raw(x, shape)
+    if not is_less(lo, hi):
+        return _compress_constant(x, shape, config)
+    return _compress_finite(x, sample, shape, choose_ranges(x, sample, shape, config, lo, hi), config)
+
+
+def _compress_finite(
+    x: torch.Tensor, sample: torch.Tensor, shape: tuple[int, ...], ranges: Ranges, config: CompressionConfig
+) -> torch.Tensor:
+    entropy = sample_entropy(x, sample, ranges.scheme, config.entropy_bits, config.sample_fraction)
+    levels = choose_levels(x, config, ranges, entropy)
+    if levels is None:
+        return _compress_raw(x, shape)
+    job = _Quantised(x, shape, dataclasses.replace(ranges, scheme=ranges.scheme.with_levels(levels)), entropy)
+    payload = None
+    # A ratio is one of all values.
+    enough = x.numel() >= _ops.kernels.sample_coded_from and config.ratio is None and not config.full_histogram
+    if enough and levels <= _ops.MAX_CODED_LEVELS:
+        payload = job.compress(_ops.sample_counts(x, sample, job.ranges.scheme, config.sample_fraction))
+    if payload is None:
+        payload = job.compress(None)
+    if payload is not None:
+        return payload
+    if ranges.escapes is not None:
+        # What is kept exactly would take more than it saves.
+        return _compress_finite(x, sample, shape, ranges.unclipped(), config)
+    return _compress_raw(x, shape)
+
+
+def _raw_bytes(x: torch.Tensor) -> np.ndarray:
+    """Flat contiguous x as uint8, without a copy."""
+    return x.view(torch.uint8).numpy() if x.numel() else np.empty(0, np.uint8)
+
+
+def _compress_constant(x: torch.Tensor, shape: tuple[int, ...], config: CompressionConfig) -> torch.Tensor:
+    inexact = x.dtype in _ops.DTYPE_CODES and not config.lossless
+    if inexact and config.nonfinite == "raise" and not bool(x[:1].to(torch.float64).isfinite()):
+        raise NonFiniteError(NONFINITE)
+    none = np.empty((0, 2), np.uint32)
+    header = write_header(Mode.CONSTANT, x.dtype, shape, _raw_bytes(x[:1]).tobytes(), none, None)
+    return torch.from_numpy(header.copy())
+
+
+def _compress_raw(x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    data = _raw_bytes(x)
+    header = write_header(Mode.RAW, x.dtype, shape, b"", _ops.checksum_blocks(data, RAW_BLOCK_BYTES), None)
+    payload = empty([header.size + data.size], torch.uint8)
+    payload[: header.size] = torch.from_numpy(header.copy())
+    payload[header.size :] = torch.from_numpy(data)
+    return payload
+
+
+def _compress_exactly(x: torch.Tensor, shape: tuple[int, ...], config: CompressionConfig) -> torch.Tensor:
+    data = _raw_bytes(x).reshape(-1, x.dtype.itemsize)
+    if (data[0] == data[-1]).all() and (data == data[0]).all():
+        return _compress_constant(x, shape, config)
+    raw = compress_bound(x.numel(), x.dtype, len(shape))
+    payload = compress_planes(x, shape, raw - 1)
+    return _compress_raw(x, shape) if payload is None else payload
+
+
+@dataclass(frozen=True)
+class _Quantised:
+    """A tensor whose quantiser has been chosen."""
+
+    x: torch.Tensor
+    shape: tuple[int, ...]
+    ranges: Ranges
+    entropy: float
+
+    def compress(self, sampled: torch.Tensor | None) -> torch.Tensor | None:
+        """With the code of all values, None if raw is smaller; or of the sample's counts, None if that does not suffice."""
+        x, scheme, beside = self.x, self.ranges.scheme, self.ranges.escape_bytes
+        n = x.numel()
+        # By mode: what its header has of its own, code lengths, and room for the blocks.
+        fixed = _ops.kernels.fixed_bytes(n, _ops.kernels.fixed_bits(scheme.levels)) + beside
+        ways: dict[Mode, tuple[bytes, torch.Tensor | None, int]] = {}
+        ways[Mode.FIXED] = (pack_quantiser(scheme, self.entropy, b""), None, fixed)
+        if scheme.levels <= _ops.MAX_CODED_LEVELS:
+            code, bits = self._make_code(sampled)
+            if code is not None:
+                coded = _ops.kernels.coded_bytes_bound(n, bits) + beside
+                ways[Mode.ENTROPY] = (pack_quantiser(scheme, self.entropy, _ops.pack_lengths(code)), code, coded)
+        starts = {
+            mode: header_size(len(self.shape), len(own), block_count(mode, x.dtype, n), scheme.clamp)
+            for mode, (own, _, _) in ways.items()
+        }
+        sizes = {mode: starts[mode] + room for mode, (_, _, room) in ways.items()}
+        sizes[Mode.RAW] = compress_bound(n, x.dtype, len(self.shape))
+        mode = min(sizes, key=lambda m: (sizes[m], m))
+        if mode == Mode.RAW or (sampled is not None and mode != Mode.ENTROPY):
+            return None
+        own, lengths, _ = ways[mode]
+        start = starts[mode]
+        payload = empty([sizes[mode]], torch.uint8)
+        size, table = _ops.encode_blocks(x, scheme, lengths, self.ranges.escapes, payload[start:])
+        if size < 0:
+            if sampled is not None:
+                return None
+            raise RuntimeError("compress: the tensor was changed while it was being compressed")
+        header = write_header(mode, x.dtype, self.shape, own, table, self.ranges.escapes)
+        payload[:start] = torch.from_numpy(header.copy())
+        payload[start + size :] = 0  # the few bytes that the bound was too high stay behind the view's end
+        return payload[: start + size]
+
+    def _make_code(self, sampled: torch.Tensor | None) -> tuple[torch.Tensor | None, int]:
+        """Code lengths, and the bits that x takes or may take at most; None where there is no code."""
+        scheme = self.ranges.scheme
+        counts = _ops.symbol_counts(self.x, scheme) if sampled is None else sampled
+        if int((counts > 0).sum()) < 2:
+            return None, 0
+        if sampled is None:
+            lengths = _ops.code_lengths(counts)
+            return lengths, int((counts * lengths).sum())
+        lengths = _ops.code_lengths(_ops.kernels.sample_weight * counts + 1)
+        bits = _ops.kernels.sample_code_bits(scheme.levels, counts.data_ptr(), lengths.data_ptr(), self.x.numel())
+        return (None, 0) if bits < 0 else (lengths, bits)
+
+
+def decode(data: np.ndarray, header: Header, out: torch.Tensor, accumulate: bool, scale: float, check: bool) -> None:
+    """The values of payload `data` into, or added to, flat contiguous `out`."""
+    if header.scheme is None and accumulate:
+        values = torch.empty_like(out)
+        decode(data, header, values, False, 1.0, check)
+        _ops.add_values(values, out, scale)
+        return
+    status, block = 0, 0
+    if header.mode == Mode.CONSTANT:
+        # torch has no from_bytes; a view of a copy is one.
+        value = torch.from_numpy(np.frombuffer(header.value, np.uint8).copy()).view(header.dtype)
+        with torch.no_grad():
+            out.copy_(value.expand_as(out))
+    elif header.mode == Mode.RAW:
+        raw = data[header.data :]
+        if check:
+            found = _ops.checksum_blocks(raw, RAW_BLOCK_BYTES)
+            if (bad := np.flatnonzero(found[:, 1] != header.table[:, 1])).size:
+                status, block = 1, int(bad[0])
+        if status == 0:
+            out.view(torch.uint8).numpy()[:] = raw
+    elif header.mode == Mode.PLANES:
+        status, block = decode_planes(data, header, out, check)
+    else:
+        assert header.scheme is not None
+        status, block = _ops.decode_blocks(
+            _ops.Blocks(data[header.data :], header.table, header.escapes), header.scheme, header.lengths, out,
+            accumulate, scale, check,
+        )  # fmt: skip
+    if status == 1:
+        raise BadChecksumError(f"block {block}: its bytes have changed")
+    if status == 2:
+        raise BadCodeError(f"block {block}: its bits do not follow the code")
