@@ -4,7 +4,8 @@ Gaussian values, heavy tails (Student's t with 3 degrees of freedom), and layers
 convolutional network (MNIST, else scikit-learn's digits). Twice: at c = 5, and with as many levels as leave a sixth of
 float32 (``ratio=6``), which shows what an option is worth at one size. Errors are relative to the standard deviation of
 the values, the root mean square (of a channel's values to the channel's deviation, in the column of that name) and the
-largest. Lossless: bits of float32 and of the same values rounded to bfloat16 and float16.
+largest. Then each rule for the number of levels. Lossless: bits of float32 and of the same values rounded to bfloat16
+and float16.
 """
 
 from __future__ import annotations
@@ -18,6 +19,16 @@ from trained_networks import RECIPES, largest_weight, load_images, prepare, trai
 
 import weight_compression as wc
 
+RULES: dict[str, dict] = {
+    "c = 5": {},
+    "c = 6": {"floor_bits": 6.0},
+    "bits = 4": {"bits": 4.0},
+    "bits = 6": {"bits": 6.0},
+    "bits = 8": {"bits": 8.0},
+    "gradient_rms = 0.1, c = 7": {"gradient_rms": 0.1, "floor_bits": 7.0},
+    "ratio = 6": {"ratio": 6.0},
+    "ratio = 8": {"ratio": 8.0},
+}
 OPTIONS: dict[str, dict] = {
     "": {},
     "per_channel": {"per_channel": True},
@@ -74,6 +85,12 @@ def main() -> None:
             for name, x in tensors.items()
             for option, how in OPTIONS.items()
         ])  # fmt: skip
+    print("\nrules for the number of levels; max_error of 1 % of the standard deviation")
+    print_rows([
+        {"values": name, "rule": rule, **measure(x, how, {})}
+        for name, x in tensors.items()
+        for rule, how in [*RULES.items(), ("max_error", {"max_error": 0.01 * float(x.std())})]
+    ])  # fmt: skip
     print("\nlossless")
     rows = []
     for name, x in tensors.items():
