@@ -235,15 +235,19 @@ def _save(ctx: Any, inputs: Any, output: Any) -> None:
     x, target, weight, ctx.kind, ctx.reduction, ctx.ignore_index, *ctx.settings, ctx.with_gradient = inputs
     ctx.save_for_backward(x, target, weight, output[1])
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # zeros for output[1], as large as the logits
 
 
-def _backward(ctx: Any, factor: torch.Tensor, _: Any) -> tuple[torch.Tensor | None, ...]:
+def _backward(ctx: Any, factor: torch.Tensor | None, _: Any) -> tuple[torch.Tensor | None, ...]:
+    if factor is None:
+        return (None,) * 12
     x, target, weight, grad = ctx.saved_tensors
     if torch.is_grad_enabled():  # a second derivative may be asked for
         *numbers, t_neg, t_pos = ctx.settings
         amplifier = Amplifier(ctx.kind, *numbers, (t_neg, t_pos))
-        options = {"weight": weight, "ignore_index": ctx.ignore_index, "reduction": ctx.reduction}
-        plain = reference.gradient(x, target, amplifier, **options)
+        plain = reference.gradient(
+            x, target, amplifier, weight=weight, ignore_index=ctx.ignore_index, reduction=ctx.reduction
+        )
         scaled_grad = (plain * (factor.unsqueeze(1) if factor.ndim else factor)).to(x.dtype)
     else:
         scaled_grad = scaled(grad, factor)
