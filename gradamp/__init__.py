@@ -2,6 +2,7 @@
 
 from gradamp.amplifier import Amplifier
 from gradamp.functional import exp_ga, linear_mse, pow3_ga, predict_proba
+from gradamp.linear import linear_exp_ga, linear_pow3_ga
 from gradamp.losses import ExpGALoss, LinearMSELoss, Pow3GALoss, make_loss
 from platonic_core import __version__
 
@@ -12,7 +13,9 @@ __all__ = [
     "Pow3GALoss",
     "__version__",
     "exp_ga",
+    "linear_exp_ga",
     "linear_mse",
+    "linear_pow3_ga",
     "make_loss",
     "pow3_ga",
     "predict_proba",

@@ -17,7 +17,7 @@ from platonic_core import _C
 from platonic_core.launch import pointer, where
 from platonic_core.memory import recycled
 
-__all__ = ["REDUCTIONS", "amplify", "amplify_", "amplify_chunk", "denominator", "scale_", "scaled"]
+__all__ = ["REDUCTIONS", "amplify", "amplify_", "amplify_chunk", "arithmetic", "check_weight", "denominator", "partials", "scale_", "scaled"]
 
 # N samples, C classes, d1, ... further dimensions, P their product
 
@@ -48,10 +48,10 @@ def _check(x: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None) -
     elif tuple(target.shape) != indices:
         raise ValueError(f"expected class indices of shape {tuple(indices)}, got {tuple(target.shape)}")
     if weight is not None:
-        _check_weight(weight, x.shape[1], x.device)
+        check_weight(weight, x.shape[1], x.device)
 
 
-def _check_weight(weight: torch.Tensor, classes: int, device: torch.device) -> None:
+def check_weight(weight: torch.Tensor, classes: int, device: torch.device) -> None:
     if tuple(weight.shape) != (classes,):
         raise ValueError(f"expected weight of shape {(classes,)}, one for each class, got {tuple(weight.shape)}")
     if not weight.is_floating_point() or weight.device != device:
@@ -71,7 +71,7 @@ def _like(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return new.movedim(-1, 1) if last else new
 
 
-def _partials(device: torch.device) -> torch.Tensor | None:
+def partials(device: torch.device) -> torch.Tensor | None:
     if device.type == "cpu":
         return None
     return torch.empty(_kernels.amplify_partials, dtype=torch.float64, device=device)
@@ -82,7 +82,7 @@ def denominator(
 ) -> torch.Tensor:
     """The weight of all samples with class indices, [1] float64; on the CPU raises IndexError for a wrong index."""
     total = torch.empty(1, dtype=torch.float64, device=target.device)
-    scratch = _partials(target.device)
+    scratch = partials(target.device)
     _kernels.sum_denominator(
         target.data_ptr(), target.numel(), ignore_index, classes, pointer(weight), dtype == torch.float64,
         total.data_ptr(), pointer(scratch), *where(target),
@@ -120,7 +120,7 @@ def _run(
     elif reduction == "mean":
         divide_by = torch.full((1,), x.shape[0] * pixels, dtype=torch.float64, device=x.device)
     losses = torch.empty(samples if reduction == "none" else (1,), dtype=torch.float64, device=x.device)
-    scratch = _partials(x.device)
+    scratch = partials(x.device)
     _kernels.amplify(
         KINDS.index(kind), _TYPES[x.dtype], shape, x.data_ptr(), pointer(grad), pointer(indices), pointer(dense),
         pointer(weight), ignore_index, 0, settings, x.numel() * x.itemsize >= _STREAMED_FROM,
