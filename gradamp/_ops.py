@@ -123,7 +123,7 @@ def _run(
     scratch = partials(x.device)
     _kernels.amplify(
         KINDS.index(kind), _TYPES[x.dtype], shape, x.data_ptr(), pointer(grad), pointer(indices), pointer(dense),
-        pointer(weight), ignore_index, 0, settings, x.numel() * x.itemsize >= _STREAMED_FROM,
+        pointer(weight), ignore_index, 0, x.shape[1], settings, x.numel() * x.itemsize >= _STREAMED_FROM,
         pointer(divide_by) if reduction == "mean" else 0, reduction == "none", False, losses.data_ptr(),
         pointer(scratch), *where(x),
     )  # fmt: skip
@@ -189,17 +189,17 @@ def amplify_(
 
 def amplify_chunk(
     x: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None, amplifier: Amplifier, ignore_index: int,
-    first_class: int, divide_by: torch.Tensor | None, losses: torch.Tensor, scratch: torch.Tensor | None,
+    first_class: int, classes: int, divide_by: torch.Tensor | None, losses: torch.Tensor, scratch: torch.Tensor | None,
     with_gradient: bool,
 ) -> None:  # fmt: skip
     """Adds the loss of the classes from `first_class` on, logits `x` [N, part of C], to `losses`; x becomes its gradient.
 
-    `weight` [all of C] is of the type of arithmetic; targets may be classes that are not here. Nothing is checked.
+    `weight` [classes] is of the type of arithmetic; targets may be classes that are not here. Nothing is checked.
     """
     _kernels.amplify(
         KINDS.index(amplifier.kind), _TYPES[x.dtype], (x.shape[0], x.shape[1], 1), x.data_ptr(),
         x.data_ptr() if with_gradient else 0, target.data_ptr(), 0, pointer(weight), ignore_index, first_class,
-        amplifier.settings, False, pointer(divide_by), False, True, losses.data_ptr(), pointer(scratch), *where(x),
+        classes, amplifier.settings, False, pointer(divide_by), False, True, losses.data_ptr(), pointer(scratch), *where(x),
     )  # fmt: skip
 
 

@@ -6,7 +6,6 @@ loss and gradient in their place, products with hidden units and weights, next c
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch.nn import functional as F
 
 from gradamp import _ops, reference
 from gradamp.amplifier import MAX_INPUT, Amplifier
-from gradamp.functional import check_reduction
+from gradamp.functional import check_reduction, weight_of_samples
 
 __all__ = ["chunk_classes", "linear_exp_ga", "linear_loss", "linear_pow3_ga"]
 
@@ -138,10 +137,8 @@ def linear_loss(
             weight=class_weight, ignore_index=ignore_index, reduction=reduction,
         )  # fmt: skip
     if reduction == "mean" and hidden.dtype == torch.float16:  # see gradamp.functional: small gradients would vanish
-        kept = target != ignore_index
-        factors = kept if class_weight is None else kept * class_weight.float()[torch.where(kept, target, 0)]
         total = linear_loss(hidden, weight, bias, target, amplifier, class_weight, ignore_index, "sum")
-        return total / factors.sum()
+        return total / weight_of_samples(target, class_weight, ignore_index)
     needed = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in (hidden, weight, bias)]
     return linear_amplify(
         hidden, weight, bias, target, class_weight, amplifier.kind, reduction, ignore_index, 0, weight.shape[0],
@@ -227,7 +224,7 @@ def linear_amplify(
         else:
             torch.addmm(bias[here], hidden, rows.t(), out=logits)
         _ops.amplify_chunk(
-            logits, target, factors, amplifier, ignore_index, first_class + start,
+            logits, target, factors, amplifier, ignore_index, first_class + start, classes,
             divide_by if reduction == "mean" else None, losses, scratch, for_any,
         )  # fmt: skip
         if for_hidden and wide == hidden.dtype:

@@ -34,6 +34,7 @@ struct AmplifyArgs {
     const void* weight;     // A, or null: [classes in all] with indices, [classes] with dense targets
     int64_t ignore_index;   // no effect on dense targets
     int64_t class_offset;   // the class of x[:, 0]: x may hold a part of the classes
+    int64_t all_classes;    // class indices lie in [0, all_classes) or are ignored
     double alpha, beta, max_input, t_neg, t_pos;
     bool streams;               // CPU: write grad past the caches, for one that does not fit them
     const double* denominator;  // [1] or null

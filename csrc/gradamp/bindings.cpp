@@ -32,7 +32,7 @@ void bind_gradamp(py::module_& m) {
     m.def(
         "amplify",
         [](int amplifier, int type, std::array<int64_t, 3> shape, uintptr_t x, uintptr_t grad, uintptr_t target,
-           uintptr_t dense, uintptr_t weight, int64_t ignore_index, int64_t class_offset,
+           uintptr_t dense, uintptr_t weight, int64_t ignore_index, int64_t class_offset, int64_t all_classes,
            std::array<double, 5> settings, bool streams, uintptr_t denominator, bool per_sample, bool accumulate,
            uintptr_t losses, uintptr_t scratch, int device, int threads, uintptr_t stream) {
             const AmplifyArgs args{static_cast<Amplifier>(amplifier),
@@ -47,6 +47,7 @@ void bind_gradamp(py::module_& m) {
                                    pointer<const void>(weight),
                                    ignore_index,
                                    class_offset,
+                                   all_classes,
                                    settings[0],
                                    settings[1],
                                    settings[2],
