@@ -24,7 +24,7 @@ __all__ = ["REDUCTIONS", "amplify", "amplify_", "amplify_chunk", "arithmetic", "
 REDUCTIONS = ("none", "sum", "mean")
 _kernels = _C.gradamp
 _TYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
-_STREAMED_FROM = 64 << 20  # bytes of a gradient that no cache will keep
+_STREAMED_FROM = 32 << 20  # bytes of a gradient that no cache will keep
 
 
 def arithmetic(dtype: torch.dtype) -> torch.dtype:

@@ -10,7 +10,7 @@ from torch import Tensor
 from gradamp import _ops, reference
 from gradamp.amplifier import MAX_INPUT, Amplifier
 
-__all__ = ["amplified_loss", "exp_ga", "linear_mse", "pow3_ga", "predict_proba", "weight_of_samples"]
+__all__ = ["amplified_loss", "exp_ga", "linear_mse", "pow3_ga", "predict_proba"]
 
 _OPTIONS = """weight : Tensor [C], optional
         A factor for every class, as in :func:`torch.nn.functional.cross_entropy`: of the samples of that class with class
@@ -172,7 +172,7 @@ def amplified_loss(
         total = amplified_loss(input, target, amplifier, weight, ignore_index, "sum", inplace)
         if target.is_floating_point():
             return total / torch.full((), input[:, 0].numel(), device=input.device)
-        return total / weight_of_samples(target, weight, ignore_index)
+        return total / _weight_of_samples(target, weight, ignore_index)
     with_gradient = torch.is_grad_enabled() and input.requires_grad
     options = (weight, amplifier.kind, reduction, ignore_index)
     if inplace and with_gradient and not torch.compiler.is_compiling():
@@ -180,7 +180,7 @@ def amplified_loss(
     return _ops.amplify(input, target, *options, *amplifier.settings, with_gradient)[0]
 
 
-def weight_of_samples(target: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
+def _weight_of_samples(target: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
     """What a mean over samples with class indices divides by, in plain torch."""
     kept = target != ignore_index
     if weight is None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gradamp import _ops
 from gradamp.amplifier import MAX_INPUT, Amplifier
-from gradamp.functional import check_reduction, weight_of_samples
+from gradamp.functional import check_reduction
 from gradamp.linear import linear_amplify
 
 __all__ = ["parallel_linear_exp_ga", "parallel_linear_pow3_ga", "shard_of_classes"]
@@ -138,11 +138,8 @@ def _parallel_loss(
             f"got {weight.shape[0]}"
         )
     hidden, target = hidden.reshape(-1, hidden.shape[-1]), target.reshape(-1)
-    # In float16 the mean's small gradients would vanish; see gradamp.functional.
-    divides = reduction == "mean" and hidden.dtype == torch.float16
-    options = (class_weight, amplifier, "sum" if divides else reduction, ignore_index, shard.start, num_classes)
-    loss = _ShardedLoss.apply(hidden, weight, bias, target, *options, process_group)
-    return loss / weight_of_samples(target, class_weight, ignore_index) if divides else loss
+    options = (class_weight, amplifier, reduction, ignore_index, shard.start, num_classes)
+    return _ShardedLoss.apply(hidden, weight, bias, target, *options, process_group)
 
 
 class _ShardedLoss(torch.autograd.Function):
