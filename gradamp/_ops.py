@@ -17,7 +17,18 @@ from platonic_core import _C
 from platonic_core.launch import pointer, where
 from platonic_core.memory import recycled
 
-__all__ = ["REDUCTIONS", "amplify", "amplify_", "amplify_chunk", "arithmetic", "check_weight", "denominator", "partials", "scale_", "scaled"]
+__all__ = [
+    "REDUCTIONS",
+    "amplify",
+    "amplify_",
+    "amplify_chunk",
+    "arithmetic",
+    "check_weight",
+    "denominator",
+    "partials",
+    "scale_",
+    "scaled",
+]
 
 # N samples, C classes, d1, ... further dimensions, P their product
 
@@ -243,8 +254,8 @@ def _backward(ctx: Any, factor: torch.Tensor | None, _: Any) -> tuple[torch.Tens
         return (None,) * 12
     x, target, weight, grad = ctx.saved_tensors
     if torch.is_grad_enabled():  # a second derivative may be asked for
-        *numbers, t_neg, t_pos = ctx.settings
-        amplifier = Amplifier(ctx.kind, *numbers, (t_neg, t_pos))
+        alpha, beta, max_input, *target_values = ctx.settings
+        amplifier = Amplifier(ctx.kind, alpha, beta, max_input, tuple(target_values))
         plain = reference.gradient(
             x, target, amplifier, weight=weight, ignore_index=ctx.ignore_index, reduction=ctx.reduction
         )

@@ -84,9 +84,7 @@ class GradientRecorder:
         self.output_gradients: list[Tensor] = []
         self.normalizers: list[float] = []
         self._start_epoch()
-        self._handles = [
-            modules[name].register_forward_hook(self._watch_layer(name)) for name in self.layers
-        ]
+        self._handles = [modules[name].register_forward_hook(self._watch_layer(name)) for name in self.layers]
         self._handles.append(output.register_forward_hook(self._watch_output))
 
     def _start_epoch(self) -> None:
@@ -125,7 +123,10 @@ class GradientRecorder:
     def end_epoch(self) -> None:
         """Store what the epoch brought; the next backward pass belongs to the next one."""
         self.layer_rms.append(
-            {name: (float(total) / count) ** 0.5 if count else float("nan") for name, (total, count) in self._squares.items()}
+            {
+                name: (float(total) / count) ** 0.5 if count else float("nan")
+                for name, (total, count) in self._squares.items()
+            }
         )
         total, count = self._normalizer
         self.normalizers.append(float(total) / count if count else float("nan"))

@@ -157,15 +157,15 @@ def amplified_loss(
     check_reduction(reduction)
     for name, tensor in (("target", target), ("weight", weight)):
         if tensor is not None and tensor.requires_grad:
-            raise NotImplementedError(f"the gradient of {name} is not computed: detach it, or use gradamp.reference.loss")
+            raise NotImplementedError(
+                f"the gradient of {name} is not computed: detach it, or use gradamp.reference.loss"
+            )
     if input.ndim == 1:
         input, target = input.unsqueeze(0), target.unsqueeze(0)
         if reduction == "none":
             return amplified_loss(input, target, amplifier, weight, ignore_index, "none", inplace)[0]
     if torch._C._are_functorch_transforms_active():  # torch.func: grad, vmap, jvp and what they compose to
-        return reference.loss(
-            input, target, amplifier, weight=weight, ignore_index=ignore_index, reduction=reduction
-        )
+        return reference.loss(input, target, amplifier, weight=weight, ignore_index=ignore_index, reduction=reduction)
     # The smallest float16 is 6e-8: a gradient divided by the number of pixels would vanish before a GradScaler's factor,
     # which comes with the backward pass, could save it. The gradient of the sum is kept instead, and divided there.
     if reduction == "mean" and input.dtype == torch.float16:

@@ -259,17 +259,17 @@ def _save(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, factor: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, factor: Tensor | None, *unused: Any) -> tuple[Tensor | None, ...]:
     if factor is None:
         return (None,) * 18
     hidden, weight, bias, target, class_weight, *grads = ctx.saved_tensors
-    kind, reduction, ignore_index, first_class, classes, *numbers, t_neg, t_pos, _, _, _ = ctx.options
+    kind, reduction, ignore_index, first_class, classes, alpha, beta, max_input, t_neg, t_pos, *_ = ctx.options
     if torch.is_grad_enabled():  # a second derivative may be asked for
         if (first_class, classes) != (0, weight.shape[0]):
             raise NotImplementedError("second derivatives need all classes in one place: use gradamp.reference")
         logits = F.linear(hidden, weight, bias)
         error = reference.gradient(
-            logits, target, Amplifier(kind, *numbers, (t_neg, t_pos)),
+            logits, target, Amplifier(kind, alpha, beta, max_input, (t_neg, t_pos)),
             weight=class_weight, ignore_index=ignore_index, reduction=reduction,
         )  # fmt: skip
         error = (error * factor).to(hidden.dtype)

@@ -100,9 +100,7 @@ class LinearMSELoss(_AmplifiedLoss):
         target_values: tuple[float, float] = (-1.0, 1.0),
         inplace: bool = False,
     ) -> None:
-        super().__init__(
-            Amplifier("linear", target_values=target_values), weight, ignore_index, reduction, inplace
-        )
+        super().__init__(Amplifier("linear", target_values=target_values), weight, ignore_index, reduction, inplace)
 
 
 LOSSES: dict[str, type[nn.Module]] = {

@@ -73,7 +73,9 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "cnn5/exp_ga": Preset("exp_ga", _exp(16, 0.1), None, None, "section 4.5, figure 4.1a, CIFAR-10"),
         "cnn5/pow3_ga": Preset("pow3_ga", _pow3(0, 10, 0.001, 0.4), None, None, "section 4.7, figure 4.1a, CIFAR-10"),
         "cnn10/exp_ga": Preset("exp_ga", _exp(6, 0.1), None, None, "section 4.10, figure 4.1b, CIFAR-10"),
-        "cnn10/pow3_ga": Preset("pow3_ga", _pow3(-2, 10, 0.001, 0.4), None, None, "section 4.10, figure 4.1b, CIFAR-10"),
+        "cnn10/pow3_ga": Preset(
+            "pow3_ga", _pow3(-2, 10, 0.001, 0.4), None, None, "section 4.10, figure 4.1b, CIFAR-10"
+        ),
         "cnn10/cross_entropy": Preset("cross_entropy", {}, 1.0, None, "section 4.10, figure 4.1b, CIFAR-10"),
     }
 )

@@ -72,18 +72,18 @@ def sample_factors(
     x: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None, ignore_index: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Factors of elements [N, C or 1, d1, ...], of samples [N, d1, ...], and the denominator of a mean over samples."""
-    kind = {"dtype": wide(x).dtype, "device": x.device}
+    dtype, device = wide(x).dtype, x.device
     along_classes = (-1, *[1] * (x.ndim - 2))
     if target.is_floating_point():
-        samples = torch.ones(x[:, 0].shape, **kind)
-        elements = torch.ones(1, **kind) if weight is None else weight.to(**kind)
+        samples = torch.ones(x[:, 0].shape, dtype=dtype, device=device)
+        elements = torch.ones(1, dtype=dtype, device=device) if weight is None else weight.to(dtype=dtype)
         return elements.view(1, *along_classes), samples, samples.sum()
     kept = target != ignore_index
     if weight is None:
-        samples = kept.to(**kind)
+        samples = kept.to(dtype=dtype)
     else:
-        samples = torch.where(kept, weight.to(**kind)[torch.where(kept, target, 0)], 0)
-    return torch.ones((1,) * x.ndim, **kind), samples, samples.sum()
+        samples = torch.where(kept, weight.to(dtype=dtype)[torch.where(kept, target, 0)], 0)
+    return torch.ones((1,) * x.ndim, dtype=dtype, device=device), samples, samples.sum()
 
 
 def loss(

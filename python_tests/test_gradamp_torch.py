@@ -203,9 +203,7 @@ def test_four_losses_swap_by_name():
         assert loss(x, target).shape == () and "weight" in loss.state_dict()
     with pytest.raises(ValueError, match="unknown loss 'mse'; there are cross_entropy, exp_ga, pow3_ga, linear_mse"):
         gradamp.make_loss("mse")
-    assert repr(gradamp.ExpGALoss()) == (
-        "ExpGALoss(alpha=0.5, max_input=16, target_values=(0, 2), reduction='mean')"
-    )
+    assert repr(gradamp.ExpGALoss()) == ("ExpGALoss(alpha=0.5, max_input=16, target_values=(0, 2), reduction='mean')")
     torch.testing.assert_close(gradamp.Pow3GALoss(alpha=0.1, beta=1)(x, target.clamp(0)),
                                gradamp.pow3_ga(x, target.clamp(0), alpha=0.1, beta=1))  # fmt: skip
 
@@ -230,7 +228,9 @@ def test_predict_proba(shape):
         torch.testing.assert_close(p.sum(axis), torch.ones(p.sum(axis).shape))
         if loss != "linear_mse":
             assert torch.equal(p.argmax(axis), logits.argmax(axis))
-    torch.testing.assert_close(gradamp.predict_proba(logits.clamp(max=16), "exp_ga"), logits.clamp(max=16).softmax(axis))
+    torch.testing.assert_close(
+        gradamp.predict_proba(logits.clamp(max=16), "exp_ga"), logits.clamp(max=16).softmax(axis)
+    )
 
 
 def test_predict_proba_by_hand():
