@@ -37,6 +37,9 @@ struct Output {
         else
             S::store(start + i, v);
     }
+    PLATONIC_INLINE void prefetch(int64_t i) const {
+        if (start != nullptr && !streams) __builtin_prefetch(start + i, 1, 2);
+    }
     PLATONIC_INLINE void put_first(int64_t i, vec_t<typename S::A> v, int64_t count) const {
         if (start != nullptr) store_first<S>(start + i, v, count);
     }
@@ -88,6 +91,7 @@ PLATONIC_INLINE void index_row(const AmplifierSettings<typename S::A>& s, const 
     typedef typename S::A A;
     typedef vec_t<A> vec;
     constexpr int64_t width = lanes<A>;
+    constexpr int64_t ahead = 4096 / static_cast<int64_t>(sizeof *x);
     const ivec_t<A> numbers = lane_numbers<A>();
     const vec negative = splat<A>(t_neg), positive = splat<A>(t_pos);
     vec sum = {};
@@ -98,6 +102,9 @@ PLATONIC_INLINE void index_row(const AmplifierSettings<typename S::A>& s, const 
     // Vectors from c up to end, all their targets t_neg.
     const auto run = [&](auto zero, int64_t c, int64_t end) __attribute__((always_inline)) {
         for (; c < end; c += width) {
+            // Rows are about as long as pages, at whose ends the hardware stops prefetching.
+            __builtin_prefetch(x + c + ahead, 0, 2);
+            grad.prefetch(c + ahead);
             vec loss;
             const vec y =
                 amplify_element<VectorMath<A>, amplifier, decltype(zero)::is>(S::load(x + c), negative, s, loss);
