@@ -11,6 +11,7 @@ namespace py = pybind11;
 namespace platonic {
 void bind_platonic(py::module_& m);
 void bind_weight_compression(py::module_& m);
+void bind_gradamp(py::module_& m);
 }  // namespace platonic
 
 #define PLATONIC_STRINGIFY_(...) #__VA_ARGS__
@@ -34,4 +35,6 @@ PYBIND11_MODULE(_C, m) {
     platonic::bind_platonic(room);
     py::module_ codec = m.def_submodule("weight_compression", "Entropy-coded quantised weights.");
     platonic::bind_weight_compression(codec);
+    py::module_ losses = m.def_submodule("gradamp", "Gradient-amplification losses.");
+    platonic::bind_gradamp(losses);
 }

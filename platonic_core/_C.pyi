@@ -8,6 +8,7 @@ cuda_archs: str
 compiler: str
 platonic: Any
 weight_compression: Any
+gradamp: Any
 
 def isa() -> str: ...
 def limit_isa(name: str) -> None: ...

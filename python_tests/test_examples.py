@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -45,7 +46,7 @@ def test_digits_without_a_figure_writes_nothing(tmp_path, capsys, monkeypatch):
 def test_readme_prints_what_it_says(capsys):
     readme = (EXAMPLES.parent / "README.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```\n\n```\n(.*?)```", readme, re.S)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for code, printed in blocks:
         exec(compile(code, "README.md", "exec"), {})
         found = capsys.readouterr().out
@@ -56,3 +57,33 @@ def test_readme_prints_what_it_says(capsys):
         assert [float(n) for n in numbers.findall(found)] == pytest.approx(
             [float(n) for n in numbers.findall(printed)], abs=tolerance
         )
+
+
+def test_gradient_amplification_prints_tables_and_draws(tmp_path, capsys, monkeypatch):
+    example = load_example("gradient_amplification")
+    monkeypatch.setattr(example, "RATES", [0.03])
+    monkeypatch.setattr(example, "SEEDS", [0])
+    monkeypatch.setattr(example, "NETWORKS", {"convolutional": example.make_convolutional})
+    threads = torch.get_num_threads()
+    try:
+        example.main(["--epochs", "3", "--plots", str(tmp_path / "plots")])
+    finally:
+        torch.set_num_threads(threads)
+    rows = [
+        line.split()
+        for line in capsys.readouterr().out.splitlines()
+        if line.split() and line.split()[0] in example.LOSSES
+    ]
+    assert [row[0] for row in rows] == list(example.LOSSES)
+    for _, rate, epochs, final, lowest in rows:
+        assert (float(rate), int(epochs) in range(1, 4)) == (0.03, True) and float(lowest) <= float(final) < 40
+    names = {path.name for path in (tmp_path / "plots").iterdir()}
+    assert {"errors.png", "convolutional_layer_rms.png", "convolutional_output_gradients.png"} <= names
+    assert all((tmp_path / "plots" / name).read_bytes()[:4] == b"\x89PNG" for name in names)
+
+
+def test_gradient_amplification_says_what_is_wrong(capsys):
+    example = load_example("gradient_amplification")
+    with pytest.raises(SystemExit):
+        example.main(["--epochs", "many"])
+    assert "invalid int value" in capsys.readouterr().err
