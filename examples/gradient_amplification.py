@@ -139,6 +139,8 @@ def print_table(title, found):
 
 def draw(folder, results):
     """Errors by epoch, and figures 4.2, 4.3 and 4.5 of the thesis for each network."""
+    from matplotlib.ticker import LogLocator  # only for the plots
+
     folder.mkdir(parents=True, exist_ok=True)
     figure = new_figure(5.5 * len(results), 3.6)
     for panel, (title, found) in zip(figure.subplots(1, len(results), squeeze=False)[0], results.items(), strict=True):
@@ -146,9 +148,10 @@ def draw(folder, results):
             errors = median_by_epoch(runs)
             panel.plot(range(1, len(errors) + 1), errors, label=f"{name}, rate {rate:g}")
         panel.set(title=title, xlabel="epoch", ylabel="test error, %, median of seeds", yscale="log")
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         panel.yaxis.set_major_formatter("{x:g}")
-        panel.yaxis.set_minor_formatter("{x:g}")
-        panel.grid(alpha=0.25, which="both")
+        panel.yaxis.set_minor_formatter("")
+        panel.grid(alpha=0.25)
         panel.legend(fontsize=8)
     save_figure(figure, folder / "errors.png")
     for title, found in results.items():
