@@ -50,7 +50,7 @@ class CompressionConfig:
     clip_quantile : float, optional
         Part of the values, 0.5 to 1, whose range the levels divide; the rest, the same number at both ends, is stored
         exactly beside them. For heavy tails, which otherwise decide the width of all bins: at the same c that means
-        more levels and bits, at the same size slightly smaller errors. The range is taken from the sample; where exact
+        more levels and bits and far smaller errors, at the same size slightly larger ones. The range is taken from the sample; where exact
         values would take more than they save, there is no clipping.
     lossless : bool, default False
         Store every value exactly: the bytes of all values at one place are a plane, and planes that are smaller so,
