@@ -50,8 +50,8 @@ class CompressionConfig:
     clip_quantile : float, optional
         Part of the values, 0.5 to 1, whose range the levels divide; the rest, the same number at both ends, is stored
         exactly beside them. For heavy tails, which otherwise decide the width of all bins: at the same c that means
-        more levels and bits and far smaller errors, at the same size slightly larger ones. The range is taken from the sample; where exact
-        values would take more than they save, there is no clipping.
+        more levels and bits and far smaller errors, at the same size slightly larger ones. The range is taken from the
+        sample; where exact values would take more than they save, there is no clipping.
     lossless : bool, default False
         Store every value exactly: the bytes of all values at one place are a plane, and planes that are smaller so,
         exponents before all, are Huffman coded. `floor_bits`, `entropy_bits` and `sample_fraction` are of no use then.
