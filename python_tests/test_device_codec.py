@@ -6,6 +6,7 @@ See cuda_emulation/ for how a .cu file runs without a GPU, and what is checked m
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import struct
 
 import numpy as np
@@ -361,6 +362,31 @@ def test_emulation_finds_mistakes(emulated_library):
 
 
 # ---- the functions that call the kernels ----
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"bits": 4},
+        {"max_error": 1e-9},
+        {"lossless": True},
+        {"group_size": 64},
+        {"clip_quantile": 0.99},
+        {"ratio": 9},
+    ],
+    ids=str,
+)
+def test_compress_into_writes_what_compress_returns(options):
+    config = wc.CompressionConfig(**options)
+    for dtype, x in itertools.product(
+        (torch.float32, torch.bfloat16), (draw("laplace", 40_001, torch.float32), torch.ones(3000), torch.empty(0))
+    ):
+        bound = wc.compress_bound(x.numel(), dtype, 1)
+        out = torch.full((bound + 64,), 77, dtype=torch.uint8)
+        size = int(wc.compress_into(x.to(dtype), out, config))
+        assert torch.equal(out[:size], wc.compress(x.to(dtype), config))
+        assert bool((out[bound:] == 77).all())
 
 
 def test_compress_into_on_the_cpu():

@@ -10,7 +10,6 @@ from torch import nn
 import gradamp
 from gradamp import _ops, reference
 from gradamp.amplifier import Amplifier
-from platonic_core import memory
 
 LOSSES = {"exp_ga": gradamp.exp_ga, "pow3_ga": gradamp.pow3_ga, "linear_mse": gradamp.linear_mse}
 AMPLIFIERS = {
@@ -175,25 +174,6 @@ def test_in_place_misuse_is_noticed(batch):
         gradamp.exp_ga(logits, target, inplace=True).backward()
     with pytest.raises(NotImplementedError, match=r"gradamp\.reference"):
         torch.autograd.grad(gradamp.exp_ga(x * 1, target, inplace=True), x, create_graph=True)
-
-
-def test_recycled_memory():
-    memory.release_recycled()
-    shape = (3, 1 << 20)
-    first = memory.recycled(shape, torch.float32)
-    address, view = first.data_ptr(), first[1:]
-    assert address % 64 == 0
-    del first
-    second = memory.recycled(shape, torch.float32)
-    assert second.data_ptr() != address, "a view still uses the block"
-    del view
-    assert memory.recycled(shape, torch.float32).data_ptr() == address
-    del second
-    memory.release_recycled()
-    assert not memory._freed
-
-
-# ---- modules, names, presets, probabilities ----
 
 
 def test_four_losses_swap_by_name():

@@ -8,7 +8,7 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
-from platonic_core.memory import empty
+from platonic_core.memory import empty, recycled
 from weight_compression import _ops, device, host
 from weight_compression.config import CompressionConfig
 from weight_compression.errors import (
@@ -71,7 +71,7 @@ def compress(tensor: torch.Tensor, config: CompressionConfig | None = None) -> t
         if payload is None:
             raise NonFiniteError(host.NONFINITE)
         return payload
-    return host.compress(x, shape, config)
+    return host.compress(x, shape, config, lambda size: recycled([size], torch.uint8))
 
 
 def compress_into(tensor: torch.Tensor, out: torch.Tensor, config: CompressionConfig | None = None) -> torch.Tensor:
@@ -112,10 +112,9 @@ def compress_into(tensor: torch.Tensor, out: torch.Tensor, config: CompressionCo
     if x.device.type == "cuda":
         return device.compress_into(x, shape, config, out)
     try:
-        payload = compress(tensor, config)
+        payload = host.compress(x, shape, config, lambda size: out[:size])
     except NonFiniteError:
         return torch.tensor(-1)
-    out[: payload.numel()] = payload
     return torch.tensor(payload.numel())
 
 

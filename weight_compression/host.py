@@ -7,12 +7,13 @@ operation, so that equal tensors give equal bytes anywhere.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
 
-from platonic_core.memory import empty
 from weight_compression import _ops
 from weight_compression.config import CompressionConfig
 from weight_compression.entropy import choose_levels, sample_entropy
@@ -33,37 +34,44 @@ from weight_compression.ranges import Ranges, choose_ranges
 
 __all__ = ["compress", "decode"]
 
+Allocate: TypeAlias = Callable[[int], torch.Tensor]  # memory for a payload, uint8 [bytes], of at most so many bytes
+
 NONFINITE = "expected finite values, got NaN or infinity; nonfinite='raw' stores such tensors exactly"
 
 
-def compress(x: torch.Tensor, shape: tuple[int, ...], config: CompressionConfig) -> torch.Tensor:
-    """The payload of flat contiguous x."""
+def compress(x: torch.Tensor, shape: tuple[int, ...], config: CompressionConfig, allocate: Allocate) -> torch.Tensor:
+    """The payload of flat contiguous x, the beginning of what `allocate` gives for no more than its ``compress_bound``."""
     if x.numel() == 1:
-        return _compress_constant(x, shape, config)
+        return _compress_constant(x, shape, config, allocate)
     if x.numel() == 0:
-        return _compress_raw(x, shape)
+        return _compress_raw(x, shape, allocate)
     if config.lossless:
-        return _compress_exactly(x, shape, config)
+        return _compress_exactly(x, shape, config, allocate)
     if x.dtype not in _ops.DTYPE_CODES:
-        return _compress_raw(x, shape)
+        return _compress_raw(x, shape, allocate)
     lo, hi, finite, sample = _ops.range_and_sample(x, config.sample_fraction)
     if not finite:
         if config.nonfinite == "raise":
             raise NonFiniteError(NONFINITE)
-        return _compress_raw(x, shape)
+        return _compress_raw(x, shape, allocate)
     if not is_less(lo, hi):
-        return _compress_constant(x, shape, config)
-    return _compress_finite(x, sample, shape, choose_ranges(x, sample, shape, config, lo, hi), config)
+        return _compress_constant(x, shape, config, allocate)
+    return _compress_finite(x, sample, shape, choose_ranges(x, sample, shape, config, lo, hi), config, allocate)
 
 
 def _compress_finite(
-    x: torch.Tensor, sample: torch.Tensor, shape: tuple[int, ...], ranges: Ranges, config: CompressionConfig
+    x: torch.Tensor,
+    sample: torch.Tensor,
+    shape: tuple[int, ...],
+    ranges: Ranges,
+    config: CompressionConfig,
+    allocate: Allocate,
 ) -> torch.Tensor:
     entropy = sample_entropy(x, sample, ranges.scheme, config.entropy_bits, config.sample_fraction)
     levels = choose_levels(x, config, ranges, entropy)
     if levels is None:
-        return _compress_raw(x, shape)
-    job = _Quantised(x, shape, dataclasses.replace(ranges, scheme=ranges.scheme.with_levels(levels)), entropy)
+        return _compress_raw(x, shape, allocate)
+    job = _Quantised(x, shape, dataclasses.replace(ranges, scheme=ranges.scheme.with_levels(levels)), entropy, allocate)
     payload = None
     # A ratio is one of all values.
     enough = x.numel() >= _ops.kernels.sample_coded_from and config.ratio is None and not config.full_histogram
@@ -75,8 +83,8 @@ def _compress_finite(
         return payload
     if ranges.escapes is not None:
         # What is kept exactly would take more than it saves.
-        return _compress_finite(x, sample, shape, ranges.unclipped(), config)
-    return _compress_raw(x, shape)
+        return _compress_finite(x, sample, shape, ranges.unclipped(), config, allocate)
+    return _compress_raw(x, shape, allocate)
 
 
 def _raw_bytes(x: torch.Tensor) -> np.ndarray:
@@ -84,31 +92,35 @@ def _raw_bytes(x: torch.Tensor) -> np.ndarray:
     return x.view(torch.uint8).numpy() if x.numel() else np.empty(0, np.uint8)
 
 
-def _compress_constant(x: torch.Tensor, shape: tuple[int, ...], config: CompressionConfig) -> torch.Tensor:
+def _compress_constant(
+    x: torch.Tensor, shape: tuple[int, ...], config: CompressionConfig, allocate: Allocate
+) -> torch.Tensor:
     inexact = x.dtype in _ops.DTYPE_CODES and not config.lossless
     if inexact and config.nonfinite == "raise" and not bool(x[:1].to(torch.float64).isfinite()):
         raise NonFiniteError(NONFINITE)
     none = np.empty((0, 2), np.uint32)
     header = write_header(Mode.CONSTANT, x.dtype, shape, _raw_bytes(x[:1]).tobytes(), none, None)
-    return torch.from_numpy(header.copy())
+    return allocate(header.size).copy_(torch.from_numpy(header.copy()))
 
 
-def _compress_raw(x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+def _compress_raw(x: torch.Tensor, shape: tuple[int, ...], allocate: Allocate) -> torch.Tensor:
     data = _raw_bytes(x)
     header = write_header(Mode.RAW, x.dtype, shape, b"", _ops.checksum_blocks(data, RAW_BLOCK_BYTES), None)
-    payload = empty([header.size + data.size], torch.uint8)
+    payload = allocate(header.size + data.size)
     payload[: header.size] = torch.from_numpy(header.copy())
     payload[header.size :] = torch.from_numpy(data)
     return payload
 
 
-def _compress_exactly(x: torch.Tensor, shape: tuple[int, ...], config: CompressionConfig) -> torch.Tensor:
+def _compress_exactly(
+    x: torch.Tensor, shape: tuple[int, ...], config: CompressionConfig, allocate: Allocate
+) -> torch.Tensor:
     data = _raw_bytes(x).reshape(-1, x.dtype.itemsize)
     if (data[0] == data[-1]).all() and (data == data[0]).all():
-        return _compress_constant(x, shape, config)
+        return _compress_constant(x, shape, config, allocate)
     raw = compress_bound(x.numel(), x.dtype, len(shape))
-    payload = compress_planes(x, shape, raw - 1)
-    return _compress_raw(x, shape) if payload is None else payload
+    payload = compress_planes(x, shape, raw - 1, allocate)
+    return _compress_raw(x, shape, allocate) if payload is None else payload
 
 
 @dataclass(frozen=True)
@@ -119,6 +131,7 @@ class _Quantised:
     shape: tuple[int, ...]
     ranges: Ranges
     entropy: float
+    allocate: Allocate
 
     def compress(self, sampled: torch.Tensor | None) -> torch.Tensor | None:
         """With the code of all values, None if raw is smaller; or of the sample's counts, None if that does not suffice."""
@@ -144,7 +157,7 @@ class _Quantised:
             return None
         own, lengths, _ = ways[mode]
         start = starts[mode]
-        payload = empty([sizes[mode]], torch.uint8)
+        payload = self.allocate(sizes[mode])
         size, table = _ops.encode_blocks(x, scheme, lengths, self.ranges.escapes, payload[start:])
         if size < 0:
             if sampled is not None:

@@ -6,10 +6,11 @@ of bfloat16, a sixth of float32.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
-from platonic_core.memory import empty
 from weight_compression import _ops
 from weight_compression.payload import (
     Header,
@@ -71,7 +72,9 @@ def _sample(units: torch.Tensor) -> torch.Tensor:
     return units.as_strided((runs, 64), (units.numel() // runs, 1), units.storage_offset()).reshape(-1)
 
 
-def compress_planes(x: torch.Tensor, shape: tuple[int, ...], at_most: int) -> torch.Tensor | None:
+def compress_planes(
+    x: torch.Tensor, shape: tuple[int, ...], at_most: int, allocate: Callable[[int], torch.Tensor]
+) -> torch.Tensor | None:
     """A payload of flat x in mode PLANES, or None if it would have more bytes than `at_most`."""
     units, planes = _units(x), _planes(x.dtype)
     headers, rooms = zip(*(_choose_kind(units, plane) for plane in planes), strict=True)
@@ -79,7 +82,7 @@ def compress_planes(x: torch.Tensor, shape: tuple[int, ...], at_most: int) -> to
     start = header_size(len(shape), len(own), block_count(Mode.PLANES, x.dtype, x.numel(), headers))
     if start + sum(rooms) > at_most:
         return None
-    payload = empty([start + sum(rooms)], torch.uint8)
+    payload = allocate(start + sum(rooms))
     end, tables = start, [np.empty((0, 2), np.uint32)]
     for plane, header, room in zip(planes, headers, rooms, strict=True):
         out, size = payload[end : end + room], room
