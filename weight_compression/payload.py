@@ -36,6 +36,7 @@ __all__ = [
     "pack_quantiser",
     "parse_header",
     "peek",
+    "sampled_entropy",
     "unit_width",
     "write_header",
 ]
@@ -163,6 +164,15 @@ def pack_quantiser(scheme: _ops.Scheme, entropy: float, packed_lengths: bytes) -
     flags = (_GROUPED if scheme.ranges is not None else 0) | (_ESCAPED if scheme.clamp else 0)
     own = _QUANTISED.pack(scheme.lo, scheme.hi, scheme.levels, entropy, len(packed_lengths), flags) + packed_lengths
     return own if scheme.ranges is None else own + struct.pack("<Q", scheme.group_size) + scheme.ranges.tobytes()
+
+
+def sampled_entropy(payload: np.ndarray) -> float:
+    """Bits that a payload's levels were chosen by, 0 where it has none. The payload has been parsed before."""
+    head = payload[: _START.size + 8 * MAX_DIMENSIONS + _QUANTISED.size].tobytes()
+    _, _, mode, _, dimensions, _ = _START.unpack_from(head)
+    if mode not in (Mode.FIXED, Mode.ENTROPY):
+        return 0.0
+    return _QUANTISED.unpack_from(head, _START.size + 8 * dimensions)[3]
 
 
 def pack_planes(planes: Sequence[PlaneHeader]) -> bytes:

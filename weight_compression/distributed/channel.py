@@ -1,0 +1,277 @@
+"""Two threads with a process group each, which exchange the pieces of all jobs in the order in which they came.
+
+The first stage adds up (reduce-scatter), the second hands out (all-gather). A stage codes the next piece while the last one
+is on its way, and both stages run side by side. Which collective follows which does not depend on timing, as
+torch.distributed demands: on each group it is the lengths of a piece, its bytes, the lengths of the next one.
+
+A rank that fails tells the others so in place of lengths. One that dies or stalls, torch.distributed reports, within the
+timeout of the group that the channel is for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+__all__ = ["Channel", "PeerError", "Received", "Stage", "Task", "channel_of"]
+
+FAILED = -1  # in place of 0 behind the lengths
+
+
+class PeerError(RuntimeError):
+    """Another rank could not do its part of a collective; its own error says why."""
+
+
+@dataclass
+class Received:
+    """By sender: payloads' lengths as they were sent, and their bytes one behind the other."""
+
+    lengths: list[list[int]]
+    data: list[torch.Tensor]
+
+
+class Task(ABC):
+    """A piece on its way through a stage.
+
+    Attributes
+    ----------
+    device : torch.device
+        Of what is sent.
+    sends, expects : list of int
+        How many payloads go to each rank and come from each. All ranks know: it follows from the tensors' sizes.
+    stream : torch.cuda.Stream or None
+        Where kernels and collectives are queued; None on the CPU.
+    """
+
+    device: torch.device
+    sends: list[int]
+    expects: list[int]
+    stream: torch.cuda.Stream | None = None
+
+    @abstractmethod
+    def encode(self) -> tuple[list[list[int]], list[torch.Tensor]]:
+        """By receiver: lengths of the payloads, below 0 for those that are read differently, and uint8 tensors.
+
+        Called in the order in which tasks were submitted.
+        """
+
+    @abstractmethod
+    def complete(self, received: Received) -> None:
+        """Called when everything has come, in the same order."""
+
+    @abstractmethod
+    def fail(self, error: BaseException) -> None:
+        """Called in place of either, or after both."""
+
+    @abstractmethod
+    def spend(self, coding: float, sending: float) -> None:
+        """Seconds that this rank coded, and that it waited for bytes, for this task."""
+
+
+@dataclass
+class _OnItsWay:
+    task: Task
+    work: dist.Work
+    received: Received
+    kept: torch.Tensor  # what is sent lives until it is
+    coding: float
+    waiting: float
+
+
+class Stage:
+    """A thread and a process group."""
+
+    def __init__(self, group: dist.ProcessGroup, name: str) -> None:
+        self.group = group
+        self._ranks = dist.get_world_size(group)
+        self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
+        self._error: BaseException | None = None
+        self._told = False
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+        threading.Thread(target=self._run, name=f"weight_compression {name}", daemon=True).start()
+
+    def submit(self, task: Task) -> None:
+        self._tasks.put(task)
+
+    def stream(self, device: torch.device) -> torch.cuda.Stream | None:
+        """This stage's own on a CUDA device. Two groups' collectives in one stream could wait for each other for ever."""
+        if device.type != "cuda":
+            return None
+        if device not in self._streams:
+            self._streams[device] = torch.cuda.Stream(device)
+        return self._streams[device]
+
+    def close(self) -> None:
+        """End the thread when it has done what was submitted before."""
+        self._tasks.put(None)
+
+    def _run(self) -> None:
+        before: _OnItsWay | None = None
+        with torch.no_grad():
+            while True:
+                try:
+                    task = self._tasks.get(block=before is None)
+                except queue.Empty:
+                    before = self._advance(None, before)
+                    continue
+                if task is None:
+                    self._advance(None, before)
+                    return
+                before = self._advance(task, before)
+                del task  # the last job's tensors should not live as long as the thread
+
+    def _advance(self, task: Task | None, before: _OnItsWay | None) -> _OnItsWay | None:
+        """Encode and send `task`, and complete the one before it, whose bytes arrive in the meantime."""
+        sent: _OnItsWay | None = None
+        try:
+            if self._error is not None:
+                raise self._error
+            coded, coding = None, 0.0
+            if task is not None:
+                start = time.perf_counter()
+                with _on(task):
+                    coded = task.encode()
+                coding = time.perf_counter() - start
+            if before is not None:
+                start = time.perf_counter()
+                with _on(before.task):
+                    before.work.wait()
+                before.waiting += time.perf_counter() - start
+            if task is not None and coded is not None:
+                sent = self._send(task, *coded, coding)
+            if before is not None:
+                start = time.perf_counter()
+                with _on(before.task):
+                    before.task.complete(before.received)
+                before.task.spend(before.coding + time.perf_counter() - start, before.waiting)
+            return sent
+        except BaseException as error:  # whatever it is: somebody waits for the result
+            self._give_up(error, task, before, sent)
+            return None
+
+    def _send(self, task: Task, lengths: list[list[int]], parts: list[torch.Tensor], coding: float) -> _OnItsWay:
+        start = time.perf_counter()
+        with _on(task):
+            received = self._exchange_lengths(task, lengths, 0)
+            for rank, of_rank in enumerate(received):
+                if of_rank is None:
+                    self._told = True
+                    who = dist.get_global_rank(self.group, rank)
+                    raise PeerError(f"rank {who} could not do its part; its own error says why")
+            lengths_of = [of_rank for of_rank in received if of_rank is not None]
+            sizes = [sum(map(abs, of_rank)) for of_rank in lengths_of]
+            data = torch.empty(sum(sizes), dtype=torch.uint8, device=task.device)
+            kept = _concatenate(parts, task.device)
+            work = dist.all_to_all_single(
+                data, kept, sizes, [part.numel() for part in parts], group=self.group, async_op=True
+            )
+        waiting = time.perf_counter() - start
+        return _OnItsWay(task, work, Received(lengths_of, list(data.split(sizes))), kept, coding, waiting)
+
+    def _exchange_lengths(self, task: Task, lengths: list[list[int]], status: int) -> list[list[int] | None]:
+        """By sender, None if it failed. A status comes with them, because who failed may have nothing to send."""
+        sent = torch.tensor([x for of_rank in lengths for x in (*of_rank, status)], dtype=torch.int64)
+        counts = [count + 1 for count in task.expects]
+        got = torch.empty(sum(counts), dtype=torch.int64, device=task.device)
+        dist.all_to_all_single(got, sent.to(task.device), counts, [count + 1 for count in task.sends], group=self.group)
+        split = [of_rank.tolist() for of_rank in torch.split(got.cpu(), counts)]
+        return [None if of_rank[-1] == FAILED else of_rank[:-1] for of_rank in split]
+
+    def _give_up(
+        self, error: BaseException, task: Task | None, before: _OnItsWay | None, sent: _OnItsWay | None
+    ) -> None:
+        """All that is under way or comes later fails, because the ranks' collectives no longer match."""
+        self._error = error
+        if task is not None and sent is None and not self._told:
+            self._told = True
+            with contextlib.suppress(RuntimeError), _on(task):  # the group may be what failed
+                self._exchange_lengths(task, [[0] * count for count in task.sends], FAILED)
+        for failed in (None if before is None else before.task, task):
+            if failed is not None:
+                failed.fail(error)
+
+
+def _concatenate(parts: list[torch.Tensor], device: torch.device) -> torch.Tensor:
+    full = [part for part in parts if part.numel()]
+    if len(full) == 1:
+        return full[0]
+    return torch.cat(full) if full else torch.empty(0, dtype=torch.uint8, device=device)
+
+
+@contextlib.contextmanager
+def _on(task: Task) -> Iterator[None]:
+    if task.stream is None:
+        yield
+    else:
+        with torch.cuda.device(task.device), torch.cuda.stream(task.stream):
+            yield
+
+
+class Channel:
+    """Both stages. Making one is a collective operation of all ranks of `group`.
+
+    Attributes
+    ----------
+    group : torch.distributed.ProcessGroup
+        The group that it is for. It has two of its own, of the same ranks, backend and timeout.
+    """
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self.rank, self.ranks = dist.get_rank(group), dist.get_world_size(group)
+        self.adding = Stage(_twin_of(group), "adds up")
+        self.handing = Stage(_twin_of(group), "hands out")
+        self._global_ranks = dist.get_process_group_ranks(group)
+        self._close = weakref.finalize(self, _close, self.adding, self.handing)
+
+    def global_rank(self, rank: int) -> int:
+        """Of a rank of the group."""
+        return self._global_ranks[rank]
+
+    def rank_of(self, global_rank: int) -> int:
+        """In the group."""
+        if global_rank not in self._global_ranks:
+            raise ValueError(f"expected a rank of the group, {self._global_ranks}, got {global_rank}")
+        return self._global_ranks.index(global_rank)
+
+    def close(self) -> None:
+        """End both threads when they have done what was submitted."""
+        self._close()
+
+
+def _close(*stages: Stage) -> None:
+    for stage in stages:
+        stage.close()
+
+
+def _twin_of(group: dist.ProcessGroup) -> dist.ProcessGroup:
+    kind = "cuda" if dist.get_backend(group) == "nccl" else "cpu"
+    timeout = group._get_backend(torch.device(kind)).options._timeout  # torch has no public way to ask
+    return dist.new_group(
+        dist.get_process_group_ranks(group), timeout=timeout, backend=dist.get_backend(group),
+        use_local_synchronization=True,
+    )  # fmt: skip
+
+
+# torch keeps its groups in tables like this one; a group's channel ends with it.
+_channels: weakref.WeakKeyDictionary[dist.ProcessGroup, Channel] = weakref.WeakKeyDictionary()
+
+
+def channel_of(group: dist.ProcessGroup | None) -> Channel:
+    """The channel of a process group, None for the default one. The first call is a collective operation."""
+    if group is None:
+        group = dist.group.WORLD
+    if group is None:
+        raise ValueError("expected torch.distributed to be initialised: call torch.distributed.init_process_group")
+    channel = _channels.get(group)
+    if channel is None:
+        channel = _channels[group] = Channel(group)
+    return channel

@@ -1,0 +1,531 @@
+"""all_reduce, broadcast and all_gather of coded values: the ways of their pieces through the two stages of a channel."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+import torch.distributed as dist
+
+from weight_compression.config import CompressionConfig
+from weight_compression.distributed import messages
+from weight_compression.distributed.channel import Channel, Received, Stage, Task, channel_of
+from weight_compression.distributed.plan import Fragment, Ownership, Piece, make_owned_pieces, make_pieces
+from weight_compression.distributed.traffic import Step
+from weight_compression.errors import NonFiniteError, PayloadError
+
+__all__ = [
+    "Job",
+    "bytes_of_all_reduce",
+    "check_config",
+    "compressed_all_gather",
+    "compressed_all_reduce",
+    "compressed_broadcast",
+    "start_handing",
+    "start_reduction",
+]
+
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def compressed_all_reduce(
+    tensor: torch.Tensor,
+    op: dist.ReduceOp.RedOpType = dist.ReduceOp.AVG,
+    group: dist.ProcessGroup | None = None,
+    config: CompressionConfig | None = None,
+    *,
+    segments: Sequence[int] | None = None,
+    async_op: bool = False,
+) -> torch.futures.Future[torch.Tensor] | None:
+    """The mean or sum of all ranks' tensors, in place, sent quantised by entropy and Huffman coded.
+
+    Every rank adds up a part of the elements (reduce-scatter) in float32 (float64 for float64), in the order of ranks, its
+    own values exact and the others' as decoded; sums are coded again and sent to all (all-gather). All ranks, the one that
+    has added up included, end with the same decoded bits. The error of the mean is at most half a bin of the coded mean plus
+    the mean over ranks of half a bin of what each of the others sent.
+
+    Parameters
+    ----------
+    tensor : torch.Tensor
+        float32, float64, float16 or bfloat16, of the same shape on all ranks, on the CPU (gloo) or a CUDA device (NCCL).
+    op : torch.distributed.ReduceOp, default AVG
+        AVG or SUM.
+    group : torch.distributed.ProcessGroup, optional
+        The default group if not given. The first call for a group makes two more of the same ranks, which all of them have
+        to take part in.
+    config : CompressionConfig, optional
+    segments : sequence of int, optional
+        Lengths that the flat tensor consists of, one behind the other: ranges and levels are chosen for each, as
+        layers differ in scale. Those below 1,024 elements are sent as they are.
+    async_op : bool, default False
+        Return a future of the tensor instead of waiting.
+
+    Returns
+    -------
+    torch.futures.Future or None
+
+    Raises
+    ------
+    PayloadError
+        If what came is not what was sent; it names the rank. The tensor is then unspecified.
+    PeerError
+        If another rank failed.
+    RuntimeError
+        What torch.distributed raises if a rank died or did not answer within the group's timeout.
+    ValueError, TypeError
+        If an argument is wrong.
+
+    Notes
+    -----
+    NaN and infinity: a part of at most a few million elements that has any is sent exactly.
+    """
+    channel = channel_of(group)
+    config = check_config(config)
+    _check_tensor(tensor)
+    lengths = [tensor.numel()] if segments is None else list(segments)
+    if min(lengths, default=0) < 0 or sum(lengths) != tensor.numel():
+        raise ValueError(f"segments: expected lengths >= 0 that sum to {tensor.numel()}, got {lengths}")
+    flat = tensor.detach().reshape(-1).contiguous()
+    numbered = list(enumerate(lengths))
+
+    def finish() -> torch.Tensor:
+        if flat.data_ptr() != tensor.data_ptr():
+            tensor.detach().copy_(flat.view(tensor.shape))
+        if tensor.numel():
+            torch.autograd.graph.increment_version(tensor)  # kernels write by address: autograd must know
+        return tensor
+
+    job = Job(list(flat.split(lengths)), channel, config, finish)
+    start_reduction(job, make_pieces(numbered, channel.ranks, Ownership(channel.ranks)), scale_of(op, channel.ranks))
+    return _result(job, async_op)
+
+
+def compressed_broadcast(
+    tensor: torch.Tensor,
+    src: int,
+    group: dist.ProcessGroup | None = None,
+    config: CompressionConfig | None = None,
+    *,
+    async_op: bool = False,
+) -> torch.futures.Future[torch.Tensor] | None:
+    """A rank's tensor to all, coded. All of them, the sender included, end with the same decoded values.
+
+    Parameters
+    ----------
+    tensor : torch.Tensor
+        As for :func:`compressed_all_reduce`; what is sent on rank `src`, written on all.
+    src : int
+        Global rank of the sender.
+    group, config, async_op
+        As for :func:`compressed_all_reduce`.
+    """
+    channel = channel_of(group)
+    _check_tensor(tensor)
+    owner = channel.rank_of(src)
+    flat = tensor.detach().reshape(-1).contiguous()
+
+    def finish() -> torch.Tensor:
+        if flat.data_ptr() != tensor.data_ptr():
+            tensor.detach().copy_(flat.view(tensor.shape))
+        if tensor.numel():
+            torch.autograd.graph.increment_version(tensor)
+        return tensor
+
+    job = Job([flat], channel, check_config(config), finish)
+    start_handing(job, make_owned_pieces([(owner, flat.numel())], channel.ranks), job.values_of)
+    return _result(job, async_op)
+
+
+def compressed_all_gather(
+    tensors: Sequence[torch.Tensor],
+    tensor: torch.Tensor,
+    group: dist.ProcessGroup | None = None,
+    config: CompressionConfig | None = None,
+    *,
+    async_op: bool = False,
+) -> torch.futures.Future[Sequence[torch.Tensor]] | None:
+    """Every rank's tensor to all, coded: ``torch.distributed.all_gather`` with the same decoded values everywhere.
+
+    Parameters
+    ----------
+    tensors : sequence of torch.Tensor
+        One for each rank, contiguous, of the shape of that rank's tensor, which may differ; written.
+    tensor : torch.Tensor
+        What this rank sends.
+    group, config, async_op
+        As for :func:`compressed_all_reduce`.
+    """
+    channel = channel_of(group)
+    if len(tensors) != channel.ranks:
+        raise ValueError(f"tensors: expected one for each of {channel.ranks} ranks, got {len(tensors)}")
+    _check_tensor(tensor)
+    for rank, out in enumerate(tensors):
+        _check_tensor(out)
+        if out.dtype != tensor.dtype or out.device != tensor.device or not out.is_contiguous():
+            raise ValueError(
+                f"tensors[{rank}]: expected contiguous {tensor.dtype} on {tensor.device}, got {out.dtype} on {out.device} "
+                f"with strides {out.stride()}"
+            )
+    if tensors[channel.rank].shape != tensor.shape:
+        raise ValueError(
+            f"tensors[{channel.rank}]: expected shape {tuple(tensor.shape)}, that of the tensor sent, got "
+            f"{tuple(tensors[channel.rank].shape)}"
+        )
+    flat = tensor.detach().reshape(-1).contiguous()
+
+    def finish() -> Sequence[torch.Tensor]:
+        for out in tensors:
+            if out.numel():
+                torch.autograd.graph.increment_version(out)
+        return tensors
+
+    job = Job([out.detach().view(-1) for out in tensors], channel, check_config(config), finish)
+    owned = [(rank, out.numel()) for rank, out in enumerate(tensors)]
+    start_handing(job, make_owned_pieces(owned, channel.ranks), lambda f: flat[f.start : f.stop].to(job.working))
+    return _result(job, async_op)
+
+
+def scale_of(op: dist.ReduceOp.RedOpType, ranks: int) -> float:
+    """By which every rank's values are multiplied."""
+    if op == dist.ReduceOp.AVG:
+        return 1.0 / ranks
+    if op == dist.ReduceOp.SUM:
+        return 1.0
+    raise ValueError(f"op: expected ReduceOp.AVG or ReduceOp.SUM, got {op}")
+
+
+def _check_tensor(tensor: torch.Tensor) -> None:
+    if tensor.dtype not in FLOATS:
+        raise TypeError(f"expected one of {', '.join(map(str, FLOATS))}, got {tensor.dtype}")
+    if tensor.layout != torch.strided or tensor.device.type not in ("cpu", "cuda"):
+        raise TypeError(f"expected a dense tensor on the CPU or a CUDA device, got {tensor.layout} on {tensor.device}")
+    if tensor.requires_grad and torch.is_grad_enabled():
+        raise ValueError("expected a tensor that does not require grad; wrap the call in torch.no_grad()")
+
+
+def check_config(config: CompressionConfig | None) -> CompressionConfig:
+    config = CompressionConfig() if config is None else config
+    if config.nonfinite != "raise":
+        raise ValueError(
+            "config.nonfinite: expected 'raise', its default; NaN and infinity are sent exactly in any case"
+        )
+    return config
+
+
+def _result(job: Job, async_op: bool) -> torch.futures.Future | None:
+    if async_op:
+        return job.future
+    job.future.wait()
+    return None
+
+
+class Job:
+    """Tensors on their way, and what became of them.
+
+    Parameters
+    ----------
+    tensors : list of torch.Tensor
+        Flat, contiguous, of one dtype and device; written where pieces come back.
+    channel : Channel
+    config : CompressionConfig
+    finish : callable
+        Called when all has been written; what it returns is the future's value.
+    residuals : list of torch.Tensor, optional
+        Of each tensor, in the working dtype: what earlier jobs did not send. Added to what this one sends.
+    numbers : sequence of int, optional
+        Under which tensors are counted in `traffic`.
+    describe : callable, optional
+        The name of tensor i, for errors.
+    reject_nonfinite : bool, default False
+        Fail on all ranks if a result has NaN or infinity.
+    traffic : Step, optional
+        Where to count.
+    """
+
+    def __init__(
+        self,
+        tensors: list[torch.Tensor],
+        channel: Channel,
+        config: CompressionConfig,
+        finish: Callable[[], object],
+        *,
+        residuals: list[torch.Tensor] | None = None,
+        numbers: Sequence[int] | None = None,
+        describe: Callable[[int], str] = "tensor {}".format,
+        reject_nonfinite: bool = False,
+        traffic: Step | None = None,
+    ) -> None:
+        self.tensors, self.channel, self.config, self.residuals = tensors, channel, config, residuals
+        self.numbers = range(len(tensors)) if numbers is None else numbers
+        self.describe, self.reject_nonfinite, self.traffic = describe, reject_nonfinite, traffic
+        self.device = tensors[0].device if tensors else torch.device("cpu")
+        self.working = torch.float64 if tensors and tensors[0].dtype == torch.float64 else torch.float32
+        on_device = self.device.type == "cuda"
+        self.future: torch.futures.Future = torch.futures.Future(devices=[self.device] if on_device else None)
+        self.ready = torch.cuda.current_stream(self.device).record_event() if on_device else None
+        self._finish = finish
+        self._left = 0
+        self._ended = False
+        self._lock = threading.Lock()
+
+    def expect(self, pieces: int) -> None:
+        """So many pieces have to come back."""
+        self._left = pieces
+        if pieces == 0:
+            self._end(None)
+
+    def values_of(self, fragment: Fragment) -> torch.Tensor:
+        """In the working dtype."""
+        return self.tensors[fragment.tensor][fragment.start : fragment.stop].to(self.working)
+
+    def residual_of(self, fragment: Fragment) -> torch.Tensor | None:
+        if self.residuals is None:
+            return None
+        return self.residuals[fragment.tensor][fragment.start : fragment.stop]
+
+    def piece_came(self) -> None:
+        self._left -= 1  # only by the stage that hands out
+        if self._left == 0:
+            self._end(None)
+
+    def fail(self, error: BaseException) -> None:
+        self._end(error)
+
+    def _end(self, error: BaseException | None) -> None:
+        with self._lock:
+            if self._ended:
+                return
+            self._ended = True
+        if error is None:
+            try:
+                self.future.set_result(self._finish())
+                return
+            except Exception as wrong:
+                error = wrong
+        # Futures take exceptions, and what is not one is not for the thread that waits.
+        self.future.set_exception(error if isinstance(error, Exception) else RuntimeError(repr(error)))
+
+
+def start_reduction(job: Job, pieces: Sequence[Piece], scale: float) -> None:
+    """Sums of all ranks' values times `scale`, in place."""
+    if job.channel.ranks == 1:
+        pieces = []  # nothing is sent, so that nothing has to be coded
+    if job.traffic is not None:
+        job.traffic.add_sent(bytes_of_all_reduce(job.tensors, job.channel.ranks), 0)
+    job.expect(len(pieces))
+    for piece in pieces:
+        job.channel.adding.submit(_Add(job, piece, scale))
+
+
+def bytes_of_all_reduce(tensors: Sequence[torch.Tensor], ranks: int) -> int:
+    """That every rank sends if tensors are reduced as they are."""
+    return 2 * (ranks - 1) * sum(x.numel() * x.element_size() for x in tensors) // ranks
+
+
+def start_handing(job: Job, pieces: Sequence[Piece], values_of: Callable[[Fragment], torch.Tensor]) -> None:
+    """The owners' values of all fragments, in place."""
+    job.expect(len(pieces))
+    for piece in pieces:
+        job.channel.handing.submit(_HandValues(job, piece, values_of))
+
+
+class _Step(Task):
+    """A piece of a job in one of the stages."""
+
+    def __init__(self, job: Job, piece: Piece, stage: Stage) -> None:
+        self.job, self.piece, self.device = job, piece, job.device
+        self.rank, self.ranks = job.channel.rank, job.channel.ranks
+        self.stream = stage.stream(job.device)
+        self.after = job.ready  # what has to have happened on other streams
+
+    def others(self) -> list[int]:
+        return [rank for rank in range(self.ranks) if rank != self.rank]
+
+    def encode(self) -> tuple[list[list[int]], list[torch.Tensor]]:
+        if self.after is not None:
+            torch.cuda.current_stream(self.device).wait_event(self.after)
+        lengths: list[list[int]] = [[] for _ in range(self.ranks)]
+        parts = [torch.empty(0, dtype=torch.uint8, device=self.device) for _ in range(self.ranks)]
+        for rank, packed in self.pack():
+            lengths[rank], parts[rank] = packed.lengths, packed.data
+        if self.job.traffic is not None:
+            sent = sum(part.numel() for part in parts) + 8 * sum(len(lengths[rank]) + 1 for rank in self.others())
+            self.job.traffic.add_sent(0, sent)
+        return lengths, parts
+
+    def pack(self) -> Iterator[tuple[int, messages.Packed]]:
+        """By receiver, what it gets."""
+        raise NotImplementedError
+
+    def fail(self, error: BaseException) -> None:
+        self.job.fail(error)
+
+    def spend(self, coding: float, sending: float) -> None:
+        if self.job.traffic is not None:
+            self.job.traffic.add_seconds(coding, sending)
+
+    @contextlib.contextmanager
+    def blaming(self, rank: int, fragments: Sequence[Fragment]) -> Iterator[None]:
+        try:
+            yield
+        except PayloadError as error:
+            names = ", ".join(f"{self.job.describe(f.tensor)}[{f.start}:{f.stop}]" for f in fragments)
+            raise type(error)(f"from rank {self.job.channel.global_rank(rank)}, {names}: {error}") from error
+
+
+class _Add(_Step):
+    """Every rank sends what it has of other ranks' fragments; their owners add up."""
+
+    def __init__(self, job: Job, piece: Piece, scale: float) -> None:
+        super().__init__(job, piece, job.channel.adding)
+        self.scale = scale
+        self.sends = [piece.messages(rank) if rank != self.rank else 0 for rank in range(self.ranks)]
+        self.expects = [piece.messages(self.rank) if rank != self.rank else 0 for rank in range(self.ranks)]
+
+    def pack(self) -> Iterator[tuple[int, messages.Packed]]:
+        job = self.job
+        for rank in self.others():
+            coded = self.piece.coded[rank]
+            residuals = [job.residual_of(f) for f in coded]
+            values = [
+                job.values_of(f) if residual is None else residual.add_(job.values_of(f))
+                for f, residual in zip(coded, residuals, strict=True)
+            ]
+            packed = messages.pack(values, [job.values_of(f) for f in self.piece.exact[rank]], job.config)
+            if job.residuals is not None:
+                keep_rest(packed, values)
+            yield rank, packed
+
+    def complete(self, received: Received) -> None:
+        job, coded, exact = self.job, self.piece.coded[self.rank], self.piece.exact[self.rank]
+        sums = [self._start(f) for f in coded]
+        together = torch.zeros(sum(f.numel for f in exact), dtype=job.working, device=self.device)
+        for rank in range(self.ranks):
+            if rank == self.rank:
+                for total, f in zip(sums, coded, strict=True):
+                    total.add_(job.values_of(f), alpha=self.scale)
+                if exact:
+                    together.add_(torch.cat([job.values_of(f) for f in exact]), alpha=self.scale)
+                continue
+            payloads = messages.split_payloads(received.data[rank], received.lengths[rank])
+            for total, f, length in zip(sums, coded, received.lengths[rank], strict=False):
+                with self.blaming(rank, [f]):
+                    messages.add(next(payloads), length < 0, total, self.scale)
+            if exact:
+                with self.blaming(rank, exact):
+                    messages.add(next(payloads), True, together, self.scale)
+        job.channel.handing.submit(_HandSums(job, self.piece, sums, together))
+
+    def _start(self, fragment: Fragment) -> torch.Tensor:
+        residual = self.job.residual_of(fragment)
+        return torch.zeros(fragment.numel, dtype=self.job.working, device=self.device) if residual is None else residual
+
+    def fail(self, error: BaseException) -> None:
+        super().fail(error)
+        # The other ranks wait for this one's part of the sums.
+        self.job.channel.handing.submit(_Failed(self.job, self.piece, error))
+
+
+class _Hand(_Step):
+    """The owners of fragments send them to all."""
+
+    def __init__(self, job: Job, piece: Piece) -> None:
+        super().__init__(job, piece, job.channel.handing)
+        own = piece.messages(self.rank)
+        self.sends = [own if rank != self.rank else 0 for rank in range(self.ranks)]
+        self.expects = [piece.messages(rank) if rank != self.rank else 0 for rank in range(self.ranks)]
+        self.own = messages.Packed(torch.empty(0, dtype=torch.uint8, device=self.device), [])
+
+    def pack(self) -> Iterator[tuple[int, messages.Packed]]:
+        self.own = self.pack_own()
+        for rank in self.others():
+            yield rank, self.own
+
+    def pack_own(self) -> messages.Packed:
+        raise NotImplementedError
+
+    def complete(self, received: Received) -> None:
+        for rank in range(self.ranks):
+            own = rank == self.rank
+            lengths = self.own.lengths if own else received.lengths[rank]
+            self._write(rank, self.own.data if own else received.data[rank], lengths)
+        self.job.piece_came()
+
+    def _write(self, rank: int, data: torch.Tensor, lengths: list[int]) -> None:
+        job, coded, exact = self.job, self.piece.coded[rank], self.piece.exact[rank]
+        if job.reject_nonfinite and any(length < 0 for length in lengths):
+            raise NonFiniteError(f"NaN or infinity in the sum that rank {job.channel.global_rank(rank)} made")
+        payloads = messages.split_payloads(data, lengths)
+        for f, length in zip(coded, lengths, strict=False):
+            out = job.tensors[f.tensor][f.start : f.stop]
+            payload = next(payloads)
+            with self.blaming(rank, [f]):
+                if out.dtype == job.working:
+                    messages.read(payload, length < 0, out)
+                else:
+                    values = torch.empty(f.numel, dtype=job.working, device=self.device)
+                    messages.read(payload, length < 0, values)
+                    out.copy_(values)
+            if job.traffic is not None:
+                job.traffic.add_payload(job.numbers[f.tensor], f.numel, payload)
+        if exact:
+            payload = next(payloads)
+            values = torch.empty(sum(f.numel for f in exact), dtype=job.working, device=self.device)
+            with self.blaming(rank, exact):
+                messages.read(payload, True, values)
+            for f, part in zip(exact, values.split([f.numel for f in exact]), strict=True):
+                job.tensors[f.tensor][f.start : f.stop].copy_(part)
+                if job.traffic is not None:
+                    job.traffic.add_exact(job.numbers[f.tensor], f.numel, job.working.itemsize * f.numel)
+
+
+class _HandSums(_Hand):
+    """Of what this rank has added up."""
+
+    def __init__(self, job: Job, piece: Piece, sums: list[torch.Tensor], exact: torch.Tensor) -> None:
+        super().__init__(job, piece)
+        self._sums, self._exact = sums, exact
+        if self.stream is not None:
+            self.after = torch.cuda.current_stream(self.device).record_event()
+            for made in (*sums, exact):
+                made.record_stream(self.stream)
+
+    def pack_own(self) -> messages.Packed:
+        packed = messages.pack(self._sums, [self._exact] if self._exact.numel() else [], self.job.config)
+        if self.job.residuals is not None:
+            keep_rest(packed, self._sums)
+        return packed
+
+
+class _HandValues(_Hand):
+    """Of what this rank has."""
+
+    def __init__(self, job: Job, piece: Piece, values_of: Callable[[Fragment], torch.Tensor]) -> None:
+        super().__init__(job, piece)
+        self._values_of = values_of
+
+    def pack_own(self) -> messages.Packed:
+        own = [[self._values_of(f) for f in of[self.rank]] for of in (self.piece.coded, self.piece.exact)]
+        return messages.pack(own[0], own[1], self.job.config)
+
+
+class _Failed(_Hand):
+    """In place of sums that could not be made: makes the stage tell the other ranks."""
+
+    def __init__(self, job: Job, piece: Piece, error: BaseException) -> None:
+        super().__init__(job, piece)
+        self._error = error
+
+    def pack_own(self) -> messages.Packed:
+        raise self._error
+
+
+def keep_rest(packed: messages.Packed, values: Sequence[torch.Tensor]) -> None:
+    """What decoding will not give back stays in `values`. After NaN or infinity there is no rest."""
+    for value, length, payload in zip(values, packed.lengths, packed.payloads(), strict=False):
+        if length < 0:
+            value.zero_()
+        else:
+            messages.add(payload, False, value, -1.0)
