@@ -8,37 +8,47 @@
 
 namespace platonic {
 
+constexpr int symbol_bits = 12;  // counts, even 64 times those of 2^40 values, fit above
+static_assert(max_coded_levels == 1 << symbol_bits, "symbols do not fit");
+
 void code_lengths(const int64_t* counts, int64_t levels, uint8_t* lengths) {
     const int limit = length_limit(levels);
-    std::vector<int32_t> order;
+    // Counts and, of equal ones, symbols in ascending order.
+    std::vector<uint64_t> order;
+    order.reserve(levels);
     for (int64_t s = 0; s < levels; ++s) {
         lengths[s] = 0;
-        if (counts[s] > 0) order.push_back(static_cast<int32_t>(s));
+        if (counts[s] > 0) order.push_back(static_cast<uint64_t>(counts[s]) << symbol_bits | static_cast<uint64_t>(s));
     }
-    std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return counts[a] < counts[b]; });
+    std::sort(order.begin(), order.end());
     const size_t m = order.size();
+    constexpr int64_t last = INT64_MAX;  // behind the end of a list
+    std::vector<int64_t> weights(m + 1, last), pairs(m + 1, last), merged(2 * m);
+    for (size_t i = 0; i < m; ++i) weights[i] = static_cast<int64_t>(order[i] >> symbol_bits);
     // Level by level, from the longest codes: merge the symbols with the pairs of the level before.
-    std::vector<std::vector<bool>> is_symbol(limit);
-    std::vector<int64_t> list, merged;
+    std::vector<uint8_t> is_symbol(limit * 2 * m);
+    size_t paired = 0;
     for (int level = 0; level < limit; ++level) {
-        merged.clear();
+        uint8_t* const flags = &is_symbol[level * 2 * m];
         size_t symbol = 0, pair = 0;
-        const size_t pairs = list.size() / 2;
-        while (symbol < m || pair < pairs) {
-            const bool take =
-                pair == pairs || (symbol < m && counts[order[symbol]] <= list[2 * pair] + list[2 * pair + 1]);
-            merged.push_back(take ? counts[order[symbol]] : list[2 * pair] + list[2 * pair + 1]);
-            take ? ++symbol : ++pair;
-            is_symbol[level].push_back(take);
+        for (size_t i = 0; i < m + paired; ++i) {
+            const bool take = weights[symbol] <= pairs[pair];
+            merged[i] = take ? weights[symbol] : pairs[pair];
+            flags[i] = take;
+            symbol += take;
+            pair += !take;
         }
-        list.swap(merged);
+        paired = (m + paired) / 2;
+        for (size_t i = 0; i < paired; ++i) pairs[i] = merged[2 * i] + merged[2 * i + 1];
+        pairs[paired] = last;
     }
     // The lightest 2m - 2 elements of the last list are the solution; each package opens two of the list below.
     size_t taken = 2 * m - 2;
     for (int level = limit - 1; level >= 0 && taken > 0; --level) {
+        const uint8_t* const flags = &is_symbol[level * 2 * m];
         size_t symbols = 0;
-        for (size_t i = 0; i < taken; ++i) symbols += is_symbol[level][i];
-        for (size_t i = 0; i < symbols; ++i) ++lengths[order[i]];
+        for (size_t i = 0; i < taken; ++i) symbols += flags[i];
+        for (size_t i = 0; i < symbols; ++i) ++lengths[order[i] & (max_coded_levels - 1)];
         taken = 2 * (taken - symbols);
     }
 }
