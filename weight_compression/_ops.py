@@ -6,7 +6,6 @@ described in ``csrc/weight_compression/codec.h``.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -51,7 +50,10 @@ class Scheme:
     clamp: bool = False
 
     def with_levels(self, levels: int) -> Scheme:
-        return dataclasses.replace(self, levels=levels)
+        # dataclasses.replace takes ten times as long.
+        return Scheme(
+            lo=self.lo, hi=self.hi, levels=levels, group_size=self.group_size, ranges=self.ranges, clamp=self.clamp
+        )
 
     def fields(self) -> tuple:
         address = 0 if self.ranges is None else self.ranges.ctypes.data
@@ -165,6 +167,17 @@ def code_lengths(counts: torch.Tensor) -> torch.Tensor:
     return lengths
 
 
+def make_code(counts: torch.Tensor, sampled_of: int = 0) -> tuple[torch.Tensor, int] | None:
+    """:func:`code_lengths`, and the bits that all values take, for int64 counts of at most 4,096 symbols.
+
+    Counts of a sample of `sampled_of` values give a code with a length for every symbol, and the bits that all may take.
+    None if there is no code or, of a sample, one of all values can be expected to save more than a thousandth.
+    """
+    lengths = torch.empty(len(counts), dtype=torch.uint8)
+    bits = kernels.make_code(len(counts), counts.data_ptr(), sampled_of, lengths.data_ptr())
+    return None if bits < 0 else (lengths, bits)
+
+
 def pack_lengths(lengths: torch.Tensor) -> bytes:
     """Code lengths in the payload's nibbles."""
     return kernels.pack_lengths(len(lengths), lengths.data_ptr())
@@ -186,6 +199,22 @@ def encode_blocks(
     `escapes` is what :func:`count_outside` found, where the scheme clamps.
     """
     return _encode(_values(x), scheme.fields(), scheme.levels, lengths, escapes, out)
+
+
+def encode_payload(
+    x: torch.Tensor,
+    scheme: Scheme,
+    lengths: torch.Tensor | None,
+    escapes: np.ndarray | None,
+    prefix: bytes,
+    out: torch.Tensor,
+) -> int:
+    """The same with the payload's header, of which `prefix` is all before the block table; returns bytes, or -1."""
+    return kernels.encode_payload(
+        *_values(x), scheme.fields(), 0 if lengths is None else lengths.data_ptr(),
+        0 if lengths is not None else kernels.fixed_bits(scheme.levels),
+        0 if escapes is None else escapes.ctypes.data, prefix, out.data_ptr(), out.numel(), where(x)[1],
+    )  # fmt: skip
 
 
 def encode_plane(units: torch.Tensor, plane: Plane, lengths: torch.Tensor, out: torch.Tensor) -> tuple[int, np.ndarray]:

@@ -6,7 +6,6 @@ operation, so that equal tensors give equal bytes anywhere.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -24,6 +23,7 @@ from weight_compression.payload import (
     Mode,
     block_count,
     compress_bound,
+    header_prefix,
     header_size,
     is_less,
     pack_quantiser,
@@ -71,7 +71,7 @@ def _compress_finite(
     levels = choose_levels(x, config, ranges, entropy)
     if levels is None:
         return _compress_raw(x, shape, allocate)
-    job = _Quantised(x, shape, dataclasses.replace(ranges, scheme=ranges.scheme.with_levels(levels)), entropy, allocate)
+    job = _Quantised(x, shape, ranges.with_levels(levels), entropy, allocate)
     payload = None
     # A ratio is one of all values.
     enough = x.numel() >= _ops.kernels.sample_coded_from and config.ratio is None and not config.full_histogram
@@ -99,13 +99,13 @@ def _compress_constant(
     if inexact and config.nonfinite == "raise" and not bool(x[:1].to(torch.float64).isfinite()):
         raise NonFiniteError(NONFINITE)
     none = np.empty((0, 2), np.uint32)
-    header = write_header(Mode.CONSTANT, x.dtype, shape, _raw_bytes(x[:1]).tobytes(), none, None)
+    header = write_header(Mode.CONSTANT, x.dtype, shape, _raw_bytes(x[:1]).tobytes(), none)
     return allocate(header.size).copy_(torch.from_numpy(header.copy()))
 
 
 def _compress_raw(x: torch.Tensor, shape: tuple[int, ...], allocate: Allocate) -> torch.Tensor:
     data = _raw_bytes(x)
-    header = write_header(Mode.RAW, x.dtype, shape, b"", _ops.checksum_blocks(data, RAW_BLOCK_BYTES), None)
+    header = write_header(Mode.RAW, x.dtype, shape, b"", _ops.checksum_blocks(data, RAW_BLOCK_BYTES))
     payload = allocate(header.size + data.size)
     payload[: header.size] = torch.from_numpy(header.copy())
     payload[header.size :] = torch.from_numpy(data)
@@ -142,44 +142,31 @@ class _Quantised:
         ways: dict[Mode, tuple[bytes, torch.Tensor | None, int]] = {}
         ways[Mode.FIXED] = (pack_quantiser(scheme, self.entropy, b""), None, fixed)
         if scheme.levels <= _ops.MAX_CODED_LEVELS:
-            code, bits = self._make_code(sampled)
-            if code is not None:
-                coded = _ops.kernels.coded_bytes_bound(n, bits) + beside
-                ways[Mode.ENTROPY] = (pack_quantiser(scheme, self.entropy, _ops.pack_lengths(code)), code, coded)
-        starts = {
-            mode: header_size(len(self.shape), len(own), block_count(mode, x.dtype, n), scheme.clamp)
-            for mode, (own, _, _) in ways.items()
+            counts = _ops.symbol_counts(x, scheme) if sampled is None else sampled
+            made = _ops.make_code(counts, 0 if sampled is None else n)
+            if made is not None:
+                lengths, bits = made
+                own = pack_quantiser(scheme, self.entropy, _ops.pack_lengths(lengths))
+                ways[Mode.ENTROPY] = (own, lengths, _ops.kernels.coded_bytes_bound(n, bits) + beside)
+        blocks = block_count(Mode.FIXED, x.dtype, n)
+        sizes = {
+            mode: header_size(len(self.shape), len(own), blocks, scheme.clamp) + room
+            for mode, (own, _, room) in ways.items()
         }
-        sizes = {mode: starts[mode] + room for mode, (_, _, room) in ways.items()}
         sizes[Mode.RAW] = compress_bound(n, x.dtype, len(self.shape))
         mode = min(sizes, key=lambda m: (sizes[m], m))
         if mode == Mode.RAW or (sampled is not None and mode != Mode.ENTROPY):
             return None
-        own, lengths, _ = ways[mode]
-        start = starts[mode]
+        own, code, _ = ways[mode]
         payload = self.allocate(sizes[mode])
-        size, table = _ops.encode_blocks(x, scheme, lengths, self.ranges.escapes, payload[start:])
+        prefix = header_prefix(mode, x.dtype, self.shape, own, 0)
+        size = _ops.encode_payload(x, scheme, code, self.ranges.escapes, prefix, payload)
         if size < 0:
             if sampled is not None:
                 return None
             raise RuntimeError("compress: the tensor was changed while it was being compressed")
-        header = write_header(mode, x.dtype, self.shape, own, table, self.ranges.escapes)
-        payload[:start] = torch.from_numpy(header.copy())
-        payload[start + size :] = 0  # the few bytes that the bound was too high stay behind the view's end
-        return payload[: start + size]
-
-    def _make_code(self, sampled: torch.Tensor | None) -> tuple[torch.Tensor | None, int]:
-        """Code lengths, and the bits that x takes or may take at most; None where there is no code."""
-        scheme = self.ranges.scheme
-        counts = _ops.symbol_counts(self.x, scheme) if sampled is None else sampled
-        if int((counts > 0).sum()) < 2:
-            return None, 0
-        if sampled is None:
-            lengths = _ops.code_lengths(counts)
-            return lengths, int((counts * lengths).sum())
-        lengths = _ops.code_lengths(_ops.kernels.sample_weight * counts + 1)
-        bits = _ops.kernels.sample_code_bits(scheme.levels, counts.data_ptr(), lengths.data_ptr(), self.x.numel())
-        return (None, 0) if bits < 0 else (lengths, bits)
+        payload[size:] = 0  # the few bytes that the bound was too high stay behind the view's end
+        return payload[:size]
 
 
 def decode(data: np.ndarray, header: Header, out: torch.Tensor, accumulate: bool, scale: float, check: bool) -> None:

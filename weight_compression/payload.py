@@ -30,6 +30,7 @@ __all__ = [
     "Mode",
     "PlaneHeader",
     "compress_bound",
+    "header_prefix",
     "header_size",
     "is_less",
     "pack_planes",
@@ -182,15 +183,16 @@ def pack_planes(planes: Sequence[PlaneHeader]) -> bytes:
     return b"".join(kinds + packed)
 
 
-def write_header(
-    mode: Mode, dtype: torch.dtype, shape: tuple[int, ...], own: bytes, table: np.ndarray, escapes: np.ndarray | None
-) -> np.ndarray:
-    """The header as uint8, its checksum at its end."""
-    size = header_size(len(shape), len(own), len(table), escapes is not None)
-    total = size + int(table[:, 0].sum(dtype=np.uint64))
-    rows = table if escapes is None else np.column_stack([table, escapes])
+def header_prefix(mode: Mode, dtype: torch.dtype, shape: tuple[int, ...], own: bytes, total: int) -> bytes:
+    """The header before its block table."""
     start = _START.pack(MAGIC, VERSION, mode, DTYPES.index(dtype), len(shape), total)
-    body = start + struct.pack(f"<{len(shape)}Q", *shape) + own + rows.astype("<u4").tobytes()
+    return start + struct.pack(f"<{len(shape)}Q", *shape) + own
+
+
+def write_header(mode: Mode, dtype: torch.dtype, shape: tuple[int, ...], own: bytes, table: np.ndarray) -> np.ndarray:
+    """The header as uint8, its checksum at its end."""
+    total = header_size(len(shape), len(own), len(table)) + int(table[:, 0].sum(dtype=np.uint64))
+    body = header_prefix(mode, dtype, shape, own, total) + table.astype("<u4").tobytes()
     checksum = _ops.crc32c(np.frombuffer(body, np.uint8))
     return np.frombuffer(body + struct.pack("<I", checksum), np.uint8)
 

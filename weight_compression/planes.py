@@ -92,9 +92,7 @@ def compress_planes(
         elif header.kind == PlaneKind.RAW:
             tables.append(_ops.copy_plane(units, plane, out))
         end += size
-    payload[:start] = torch.from_numpy(
-        write_header(Mode.PLANES, x.dtype, shape, own, np.concatenate(tables), None).copy()
-    )
+    payload[:start] = torch.from_numpy(write_header(Mode.PLANES, x.dtype, shape, own, np.concatenate(tables)).copy())
     payload[end:] = 0  # the few bytes that the bounds were too high stay behind the view's end
     return payload[:end]
 

@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -146,14 +147,20 @@ void bind_weight_compression(py::module_& m) {
     m.attr("sample_coded_from") = sample_coded_from;
     m.attr("sample_weight") = sample_weight;
     m.def(
-        "sample_code_bits",
-        [](int64_t levels, uintptr_t counts, uintptr_t lengths, int64_t n) {
-            SampleCode sample{0, 0, 0};
-            for (int64_t s = 0; s < levels; ++s)
-                sample.take(pointer<const int64_t>(counts)[s], pointer<const uint8_t>(lengths)[s]);
-            return sample_code_bits(sample, levels, n);
+        "make_code",
+        [](int64_t levels, uintptr_t counts, int64_t sampled_of, uintptr_t lengths) {
+            const int64_t* const found = pointer<const int64_t>(counts);
+            uint8_t* const out = pointer<uint8_t>(lengths);
+            const auto used = std::count_if(found, found + levels, [](int64_t count) { return count > 0; });
+            if (used < 2) return int64_t{-1};
+            if (sampled_of > 0) return sample_code(found, levels, sampled_of, out);
+            code_lengths(found, levels, out);
+            int64_t bits = 0;
+            for (int64_t s = 0; s < levels; ++s) bits += found[s] * out[s];
+            return bits;
         },
-        "Bits that n values may take with the code of a sample of them, or -1 if it is not good enough.");
+        "lengths[levels] and the bits that all values take, or, if the counts are those of a sample of `sampled_of` "
+        "values, may take; -1 if there is no code or it is not good enough.");
     m.def(
         "is_complete_code",
         [](int64_t levels, uintptr_t lengths) {
@@ -187,6 +194,18 @@ void bind_weight_compression(py::module_& m) {
                                       pointer<BlockEntry>(table), on_cpu(threads));
         },
         "Writes blocks and their table; returns the blocks' bytes.");
+    m.def(
+        "encode_payload",
+        [](int dtype, int64_t n, uintptr_t x, const py::tuple& fields, uintptr_t lengths, int bits, uintptr_t escapes,
+           const std::string& prefix, uintptr_t out, int64_t room, int threads) {
+            const Scheme s = scheme(fields);
+            py::gil_scoped_release release;
+            return cpu::encode_payload(
+                values(dtype, n, x), s, {pointer<const uint8_t>(lengths), bits}, pointer<const uint32_t>(escapes),
+                reinterpret_cast<const uint8_t*>(prefix.data()), static_cast<int64_t>(prefix.size()),
+                pointer<uint8_t>(out), room, on_cpu(threads));
+        },
+        "The same with a header before them, whose beginning is `prefix`; returns the payload's bytes.");
     m.def(
         "decode_blocks",
         [](uintptr_t data, int64_t size, uintptr_t table, uintptr_t escapes, int64_t n, const py::tuple& fields,

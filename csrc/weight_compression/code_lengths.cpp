@@ -53,4 +53,13 @@ void code_lengths(const int64_t* counts, int64_t levels, uint8_t* lengths) {
     }
 }
 
+int64_t sample_code(const int64_t* counts, int64_t levels, int64_t n, uint8_t* lengths) {
+    std::vector<int64_t> weights(levels);
+    for (int64_t s = 0; s < levels; ++s) weights[s] = sample_weight * counts[s] + 1;
+    code_lengths(weights.data(), levels, lengths);
+    SampleCode sample{0, 0, 0};
+    for (int64_t s = 0; s < levels; ++s) sample.take(counts[s], lengths[s]);
+    return sample_code_bits(sample, levels, n);
+}
+
 }  // namespace platonic

@@ -53,6 +53,9 @@ PLATONIC_HD int64_t sample_code_bits(const SampleCode& sample, int64_t levels, i
     return static_cast<int64_t>(of_one * 1.002 * static_cast<double>(n)) + 1;
 }
 
+// lengths[s] of the code of a sample of n values, which all symbols have, and sample_code_bits.
+int64_t sample_code(const int64_t* counts, int64_t levels, int64_t n, uint8_t* lengths);
+
 // First canonical code and first rank (position among symbols sorted by length, then symbol) of every length.
 struct CanonicalCode {
     int32_t first_code[max_code_length + 2];

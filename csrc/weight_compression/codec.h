@@ -88,6 +88,12 @@ void symbol_counts(const Values& x, const Scheme& scheme, int64_t* counts, const
 int64_t encode_blocks(const Values& x, const Scheme& scheme, const Coding& coding, const uint32_t* escapes,
                       uint8_t* out, int64_t room, BlockEntry* table, const Launch& on);
 
+// The same, with the payload's header before the blocks: `prefix` is what it has before the block table, whose size at
+// total_at is filled in. Returns the payload's bytes, or -1.
+constexpr int64_t total_at = 8;
+int64_t encode_payload(const Values& x, const Scheme& scheme, const Coding& coding, const uint32_t* escapes,
+                       const uint8_t* prefix, int64_t prefix_bytes, uint8_t* out, int64_t room, const Launch& on);
+
 // The inverse into `out`, of n elements. With `check`, checksums are compared before a block is decoded, and before
 // anything is added when accumulating.
 DecodeResult decode_blocks(const Blocks& blocks, int64_t n, const Scheme& scheme, const Coding& coding,
