@@ -57,6 +57,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: the kernels that run there")
     parser.add_argument("--out", type=Path, default=FOLDER / "results", help="folder of the JSON records and plots")
     parser.add_argument("--worker", metavar="STEM", help=argparse.SUPPRESS)
+    parser.add_argument("--figure", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -66,7 +67,8 @@ def _run_in_process(stem: str, options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "record.json"
         command = [sys.executable, str(Path(__file__)), "--worker", stem, "--device", options.device]
-        command += ["--out", str(result), *(["--quick"] if options.quick else [])]
+        command += ["--out", str(result), "--figure", str((options.out / f"{stem}.png").resolve())]
+        command += ["--quick"] if options.quick else []
         command += ["--data-dir", str(options.data_dir)] if options.data_dir else []
         path = os.pathsep.join(filter(None, [str(FOLDER.parent), os.environ.get("PYTHONPATH")]))
         code = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}).returncode
@@ -96,6 +98,9 @@ def _work(options: argparse.Namespace) -> int:
                 raise skipped(f"measures the CPU only; run it without --device {options.device}")
             record["rows"] = module.run(**{name: value for name, value in wanted.items() if name in accepted})
             common.print_rows(record["rows"])
+            if hasattr(module, "draw"):  # a picture of its own; PLOTS has the others
+                options.figure.parent.mkdir(parents=True, exist_ok=True)
+                module.draw(record["rows"], options.figure)
         except skipped as reason:
             record |= {"status": "skipped", "reason": str(reason)}
             print(f"skipped: {reason}")

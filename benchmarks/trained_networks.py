@@ -130,13 +130,17 @@ def train_perceptron(
         yield network, [(s / len(batches)) ** 0.5 for s in squares]
 
 
-def train_convolutional(images: Images, steps: int, seed: int) -> torch.nn.Sequential:
+def make_convolutional() -> torch.nn.Sequential:
     """Three 3 x 3 convolutions of 32, 64 and 128 channels at stride 2, ReLU, mean over pixels, a linear layer."""
-    torch.manual_seed(seed)
     layers: list[torch.nn.Module] = []
     for ins, outs in itertools.pairwise((1, 32, 64, 128)):
         layers += [torch.nn.Conv2d(ins, outs, 3, stride=2, padding=1), torch.nn.ReLU()]
-    network = torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(128, 10))
+    return torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(128, 10))
+
+
+def train_convolutional(images: Images, steps: int, seed: int) -> torch.nn.Sequential:
+    torch.manual_seed(seed)
+    network = make_convolutional()
     x = images.x.view(-1, 1, images.side, images.side)
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
     for _ in range(steps):
