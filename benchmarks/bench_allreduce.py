@@ -80,7 +80,7 @@ def _measure_interleaved(
     for way, name in keys:
         make = exchange.make_all_reduce if way == "all_reduce" else exchange.make_ddp
         prepare, step = made[way, name] = make(WAYS[way][name], gradients)
-        for _ in range(WARM_UP[way]):
+        for _ in range(max(WARM_UP[way], exchange.WARM_UP.get(name, 0))):
             prepare()
             averages = step()
         results[way, name] = {

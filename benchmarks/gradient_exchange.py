@@ -25,6 +25,9 @@ from torch.distributed.optim import PostLocalSGDOptimizer
 from torch.nn.parallel import DistributedDataParallel
 from trained_networks import Recipe, make_convolutional, make_perceptron
 
+import weight_compression.distributed as wcd
+from weight_compression.distributed.choice import MODES, TRIED
+
 # --- gradients
 
 
@@ -150,11 +153,16 @@ def _all_reduce_cast(dtype: torch.dtype) -> Callable[[torch.Tensor, list[torch.T
     return average
 
 
+def _coded(flat: torch.Tensor, parts: list[torch.Tensor]) -> None:
+    wcd.compressed_all_reduce(flat, segments=[part.numel() for part in parts])
+
+
 # Each averages over the ranks, in place: flat float32 [n], and its views, one per parameter.
 ALL_REDUCE: dict[str, Callable[[torch.Tensor, list[torch.Tensor]], None]] = {
     "float32": _all_reduce,
     "bfloat16": _all_reduce_cast(torch.bfloat16),
     "float16": _all_reduce_cast(torch.float16),
+    "coded": _coded,
 }
 
 # --- averaging under DistributedDataParallel
@@ -202,6 +210,27 @@ def _power_sgd(rank: int) -> Callable[[DistributedDataParallel], None]:
     return register
 
 
+def _power_sgd_coded(rank: int) -> Callable[[DistributedDataParallel], None]:
+    """The same with coded factors."""
+
+    def register(ddp: DistributedDataParallel) -> None:
+        group = wcd.CompressedProcessGroup()
+        state = powerSGD_hook.PowerSGDState(group, matrix_approximation_rank=rank, start_powerSGD_iter=FIRST_CODED_STEP)
+        ddp.register_comm_hook(state, _in_turn(powerSGD_hook.powerSGD_hook))
+
+    return register
+
+
+def _entropy(**options: Any) -> Callable[[DistributedDataParallel], None]:
+    def register(ddp: DistributedDataParallel) -> None:
+        ddp.register_comm_hook(
+            wcd.EntropyCompressionState(module=ddp, start_iteration=FIRST_CODED_STEP, **options),
+            wcd.entropy_compression_hook,
+        )
+
+    return register
+
+
 def _bfloat16_hook(state: dist.ProcessGroup | None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
     """torch's hook, which DDP registers with NCCL only, by its name; gloo sums bfloat16 too."""
     return default_hooks.bf16_compress_hook(state, bucket)
@@ -215,8 +244,16 @@ HOOKS: dict[str, Callable[[DistributedDataParallel], None]] = {
     "PowerSGD 2": _power_sgd(2),
     "PowerSGD 4": _power_sgd(4),
     "quantization_pertensor": _quantization_pertensor,
+    "PowerSGD 4, coded": _power_sgd_coded(4),
+    "coded": _entropy(),
+    "coded, no feedback": _entropy(error_feedback=False),
+    "auto": _entropy(mode="auto"),
     "no exchange": lambda ddp: ddp.register_comm_hook(None, debugging_hooks.noop_hook),  # what DDP itself takes
 }
+
+
+# Steps before the first that counts, where a method needs more than PowerSGD: 'auto' tries its ways first.
+WARM_UP = {"auto": FIRST_CODED_STEP + TRIED * len(MODES) + 2}
 
 
 class _Given(torch.autograd.Function):
