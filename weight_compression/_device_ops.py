@@ -38,7 +38,9 @@ def compress(
     """
     try_sample = x.numel() >= _ops.kernels.sample_coded_from and not config.full_histogram
     size = torch.empty((), dtype=torch.int64, device=x.device)
-    scratch = torch.empty(kernels.compress_scratch_bytes(x.numel()), dtype=torch.uint8, device=x.device)
+    scratch = torch.empty(
+        kernels.compress_scratch_bytes(x.element_size(), x.numel()), dtype=torch.uint8, device=x.device
+    )
     kernels.compress_on_device(
         DTYPES.index(x.dtype), x.element_size(), x.numel(), x.data_ptr(), list(shape), quantise,
         config.nonfinite == "raw", *_rule(config), config.entropy_bits, config.sample_fraction, try_sample, out.data_ptr(),
@@ -50,9 +52,10 @@ def compress(
 def decompress(payload: torch.Tensor, out: torch.Tensor, accumulate: bool, scale: float, check: bool) -> torch.Tensor:
     """Decodes a payload, uint8 [bytes], into contiguous `out`; returns int32 [], 0 if it is one of such a tensor."""
     status = torch.empty((), dtype=torch.int32, device=out.device)
-    scratch = torch.empty(kernels.decompress_scratch_bytes(out.numel()), dtype=torch.uint8, device=out.device)
+    kind = DTYPES.index(out.dtype), out.element_size(), out.numel()
+    scratch = torch.empty(kernels.decompress_scratch_bytes(*kind), dtype=torch.uint8, device=out.device)
     kernels.decompress_on_device(
-        payload.data_ptr(), payload.numel(), DTYPES.index(out.dtype), out.element_size(), out.numel(), out.data_ptr(),
+        payload.data_ptr(), payload.numel(), *kind, out.data_ptr(),
         list(out.shape), accumulate, scale, check, status.data_ptr(), scratch.data_ptr(), *where(out),
     )  # fmt: skip
     return status

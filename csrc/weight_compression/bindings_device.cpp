@@ -12,8 +12,8 @@ namespace platonic {
 
 #if !defined(PLATONIC_CUDA)
 namespace cuda {
-int64_t compress_scratch_bytes(int64_t) { no_cuda("compress"); }
-int64_t decompress_scratch_bytes(int64_t) { no_cuda("decompress"); }
+int64_t compress_scratch_bytes(int64_t, int64_t) { no_cuda("compress"); }
+int64_t decompress_scratch_bytes(int, int64_t, int64_t) { no_cuda("decompress"); }
 void compress(const CompressCall&, const Launch&) { no_cuda("compress"); }
 void decompress(const DecompressCall&, const Launch&) { no_cuda("decompress"); }
 }  // namespace cuda
@@ -39,8 +39,8 @@ Launch on_device(int device, int threads, uintptr_t stream) {
 }  // namespace
 
 void bind_device_codec(py::module_& m) {
-    m.def("compress_scratch_bytes", &cuda::compress_scratch_bytes, py::arg("n"));
-    m.def("decompress_scratch_bytes", &cuda::decompress_scratch_bytes, py::arg("n"));
+    m.def("compress_scratch_bytes", &cuda::compress_scratch_bytes, py::arg("item"), py::arg("n"));
+    m.def("decompress_scratch_bytes", &cuda::decompress_scratch_bytes, py::arg("dtype"), py::arg("item"), py::arg("n"));
     m.def(
         "compress_on_device",
         [](int dtype, int64_t item, int64_t n, uintptr_t x, const std::vector<int64_t>& sizes, bool quantise,

@@ -6,9 +6,11 @@
 //   measure_blocks -> lay_out -> encode_coded | encode_fixed | encode_raw             symbols to blocks
 //   seal_blocks -> seal_header                                                        checksums, the size
 //
-//   parse_header -> compare_checksums -> decode_coded | decode_fixed | decode_exact   and back
+//   parse_header -> check_ranges -> compare_checksums                                 and back
+//   decode_coded | decode_fixed | decode_planes | decode_exact
 #include "weight_compression/device_codec.h"
 #include "weight_compression/device_decode.cuh"
+#include "weight_compression/device_decode_planes.cuh"
 #include "weight_compression/device_encode.cuh"
 #include "weight_compression/device_quantize.cuh"
 
@@ -48,17 +50,17 @@ int64_t coding_grid(int64_t n, int each) { return (block_count(n) + each - 1) / 
 
 // Payload blocks at most, whatever the mode.
 int64_t most_blocks(const DeviceArray& x) {
-    const int64_t raw = payload_blocks(Mode::raw, x.n, x.item), coded = block_count(x.n);
+    const int64_t raw = raw_blocks(x.n * x.item), coded = block_count(x.n);
     return raw > coded ? raw : coded;
 }
 
 }  // namespace
 
-int64_t compress_scratch_bytes(int64_t n) { return CompressScratch(nullptr, n).size; }
+int64_t compress_scratch_bytes(int64_t item, int64_t n) { return CompressScratch(nullptr, item, n).size; }
 
 void compress(const CompressCall& call, const Launch& on) {
     const DeviceGuard guard(on.device);
-    const CompressScratch scratch(call.scratch, call.x.n);
+    const CompressScratch scratch(call.scratch, call.x.item, call.x.n);
     const int64_t n = call.x.n;
     check_cuda(cudaMemsetAsync(call.scratch, 0, scratch.zeroed, stream_of(on)), "compress: zeros");
     if (call.quantise) make_symbols(call, scratch, on);
@@ -77,27 +79,44 @@ void compress(const CompressCall& call, const Launch& on) {
     launch("compress: seal_header", seal_header, 1, crc32c_threads, on, call, scratch);
 }
 
-int64_t decompress_scratch_bytes(int64_t n) { return DecompressScratch(nullptr, n).size; }
+int64_t decompress_scratch_bytes(int dtype, int64_t item, int64_t n) {
+    return DecompressScratch(nullptr, dtype, item, n).size;
+}
 
 void decompress(const DecompressCall& call, const Launch& on) {
     const DeviceGuard guard(on.device);
-    const DecompressScratch scratch(call.scratch, call.out.n);
-    const int64_t n = call.out.n;
+    const DeviceArray& out = call.out;
+    const DecompressScratch scratch(call.scratch, out.dtype, out.item, out.n);
     launch("decompress: parse_header", parse_header, 1, parse_threads, on, call, scratch);
-    if (n == 0) return;
+    if (out.n == 0) return;
+    const bool real = out.dtype <= static_cast<int>(DType::bfloat16);
+    const int64_t units = unit_count(out.dtype, out.n);
+    const unsigned grid = grid_of(out.n, 8 * grid_threads, on.device);
+    if (real)
+        with_dtype(out.dtype, [&](auto type) {
+            launch("decompress: check_ranges", check_ranges<decltype(type)>, grid, grid_threads, on, call, scratch);
+        });
     if (call.check)
-        launch("decompress: compare_checksums", compare_checksums, most_blocks(call.out), crc32c_threads, on, call,
+        launch("decompress: compare_checksums", compare_checksums, block_count(units), crc32c_threads, on, call,
                scratch);
-    const bool real = call.out.dtype <= static_cast<int>(DType::bfloat16);
-    const unsigned grid = grid_of(n, 8 * grid_threads, on.device);
-    if (!call.accumulate) launch("decompress: decode_exact", decode_exact, grid, grid_threads, on, call, scratch);
+    if (!call.accumulate) {
+        launch("decompress: decode_exact", decode_exact, grid, grid_threads, on, call, scratch);
+        with_unit(unit_width(out.dtype, out.item), [&](auto unit) {
+            launch("decompress: decode_planes", decode_planes<Stored<decltype(unit)>>,
+                   coding_grid(units, decoding_blocks), decoding_threads, on, call, scratch);
+        });
+    }
     if (!real) return;
-    with_dtype(call.out.dtype, [&](auto type) {
+    with_dtype(out.dtype, [&](auto type) {
         typedef decltype(type) T;
-        if (call.accumulate) launch("decompress: add_exact", add_exact<T>, grid, grid_threads, on, call, scratch);
+        if (call.accumulate) {
+            launch("decompress: add_exact", add_exact<T>, grid, grid_threads, on, call, scratch);
+            launch("decompress: decode_planes", decode_planes<Added<T>>, coding_grid(out.n, decoding_blocks),
+                   decoding_threads, on, call, scratch);
+        }
         launch("decompress: decode_fixed", decode_fixed<T>, grid, grid_threads, on, call, scratch);
-        launch("decompress: decode_coded", decode_coded<T>, coding_grid(n, decoding_blocks), decoding_threads, on, call,
-               scratch);
+        launch("decompress: decode_coded", decode_coded<T>, coding_grid(out.n, decoding_blocks), decoding_threads, on,
+               call, scratch);
     });
 }
 

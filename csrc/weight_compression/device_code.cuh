@@ -258,13 +258,15 @@ __device__ inline Mode smallest_mode(const CompressCall& call, const CompressPla
     const int64_t n = call.x.n, item = call.x.item;
     const int dimensions = call.x.shape.dimensions;
     Mode mode = Mode::raw;
-    int64_t size = data_begin(mode, dimensions, n, item, 0) + n * item;
-    const int64_t fixed = data_begin(Mode::fixed, dimensions, n, item, 0) + fixed_bytes(n, plan.bits);
+    int64_t size = data_begin(dimensions, 0, raw_blocks(n * item), false) + n * item;
+    const int64_t blocks = block_count(n);
+    const int64_t fixed = data_begin(dimensions, quantiser_own(0, 0, item), blocks, false) + fixed_bytes(n, plan.bits);
     if (fixed < size) {
         mode = Mode::fixed;
         size = fixed;
     }
-    const int64_t coded = data_begin(Mode::entropy, dimensions, n, item, packed) + coded_bytes_bound(n, bits);
+    const int64_t coded =
+        data_begin(dimensions, quantiser_own(packed, 0, item), blocks, false) + coded_bytes_bound(n, bits);
     return bits >= 0 && coded < size ? Mode::entropy : mode;
 }
 

@@ -51,10 +51,10 @@ struct DecompressCall {
 
 namespace cuda {
 
-int64_t compress_scratch_bytes(int64_t n);
+int64_t compress_scratch_bytes(int64_t item, int64_t n);
 void compress(const CompressCall& call, const Launch& on);
 
-int64_t decompress_scratch_bytes(int64_t n);
+int64_t decompress_scratch_bytes(int dtype, int64_t item, int64_t n);
 // Nothing outside of the payload is read, nothing outside of `out` written, whatever the bytes are. With `check`,
 // nothing is written unless the header and all checksums are right.
 void decompress(const DecompressCall& call, const Launch& on);

@@ -89,17 +89,23 @@ __global__ void __launch_bounds__(single_threads) lay_out(CompressCall call, Com
     const int64_t n = call.x.n, item = call.x.item;
     const Mode mode = !call.quantise && n == 1 ? Mode::constant : static_cast<Mode>(plan.mode);
     const int dimensions = call.x.shape.dimensions, length_bytes = plan.length_bytes;
-    const int64_t blocks = payload_blocks(mode, n, item), data = data_begin(mode, dimensions, n, item, length_bytes);
-    uint8_t* const table = call.out + table_begin(mode, dimensions, item, length_bytes);
+    const int64_t blocks = mode == Mode::constant ? 0 : mode == Mode::raw ? raw_blocks(n * item) : block_count(n);
+    const int64_t own = mode == Mode::raw ? 0 : mode == Mode::constant ? item : quantiser_own(length_bytes, 0, item);
+    uint8_t* const table = call.out + own_begin(dimensions) + own;
     int64_t written = 0;
     for (int64_t first = 0; first < blocks; first += single_threads) {
         const int64_t b = first + threadIdx.x;
         int64_t bytes = 0, total;
         if (b < blocks)
-            bytes = mode == Mode::entropy ? scratch.block_bytes[b] : plain_block_bytes(mode, b, n, item, plan.bits);
+            bytes = mode == Mode::raw     ? smaller(raw_block_bytes, n * item - b * raw_block_bytes)
+                    : mode == Mode::fixed ? fixed_block_bytes(symbols_of_block(n, b), plan.bits)
+                                          : scratch.block_bytes[b];
         const int64_t offset = written + exclusive_sum<single_threads>(bytes, &total);
-        if (b < blocks) put(table + table_entry_bytes * b, static_cast<uint32_t>(bytes));
-        if (b < blocks && mode == Mode::entropy) scratch.offsets[b] = offset;
+        if (b < blocks) {
+            put(table + entry_bytes(false) * b, static_cast<uint32_t>(bytes));
+            scratch.block_bytes[b] = static_cast<uint32_t>(bytes);
+            scratch.offsets[b] = offset;
+        }
         written += total;
     }
     for (int i = threadIdx.x; i < length_bytes; i += single_threads)
@@ -107,8 +113,10 @@ __global__ void __launch_bounds__(single_threads) lay_out(CompressCall call, Com
     __syncthreads();                                  // all have read plan.mode
     if (threadIdx.x != 0) return;
     plan.mode = static_cast<int>(mode);
-    plan.data = data;
-    plan.total = data + written;
+    plan.table = own_begin(dimensions) + own;
+    plan.blocks = blocks;
+    plan.data = data_begin(dimensions, own, blocks, false);
+    plan.total = plan.data + written;
     put_start(call, plan);
 }
 
@@ -226,15 +234,11 @@ __global__ void __launch_bounds__(grid_threads) encode_raw(CompressCall call, Co
 
 __global__ void __launch_bounds__(crc32c_threads) seal_blocks(CompressCall call, CompressScratch scratch) {
     const CompressPlan& plan = *scratch.plan;
-    const Mode mode = static_cast<Mode>(plan.mode);
-    const int64_t b = blockIdx.x, n = call.x.n, item = call.x.item;
-    if (plan.refused || b >= payload_blocks(mode, n, item)) return;
-    const bool coded = mode == Mode::entropy;
-    const int64_t offset = coded ? scratch.offsets[b] : plain_block_offset(mode, b, plan.bits);
-    const int64_t bytes = coded ? scratch.block_bytes[b] : plain_block_bytes(mode, b, n, item, plan.bits);
-    const uint32_t checksum = checksum_block(call.out + plan.data + offset, bytes);
-    const int64_t table = table_begin(mode, call.x.shape.dimensions, item, plan.length_bytes);
-    if (threadIdx.x == 0) put(call.out + table + table_entry_bytes * b + 4, checksum);
+    if (plan.refused) return;
+    for (int64_t b = blockIdx.x; b < plan.blocks; b += gridDim.x) {
+        const uint32_t checksum = checksum_block(call.out + plan.data + scratch.offsets[b], scratch.block_bytes[b]);
+        if (threadIdx.x == 0) put(call.out + plan.table + entry_bytes(false) * b + 4, checksum);
+    }
 }
 
 __global__ void __launch_bounds__(crc32c_threads) seal_header(CompressCall call, CompressScratch scratch) {

@@ -25,7 +25,7 @@ struct CompressPlan {
     int bits;          // of fixed symbols
     int length_bytes;  // of packed code lengths
     int again;         // whether blocks have to be measured again
-    int64_t levels, data, total;
+    int64_t levels, table, blocks, data, total;
     int64_t room;  // bytes that the blocks may take with the code of the sample; -1: it is that of all values
     double lo, hi, entropy;
     Quantizer<float> single;
@@ -61,8 +61,9 @@ struct CompressScratch {
     void* symbols;                        // [n], uint8 up to 256 levels, else uint16
     int64_t zeroed, size;                 // bytes from `plan` that start as zeros; of everything
 
-    CompressScratch(void* begin, int64_t n) {
+    CompressScratch(void* begin, int64_t item, int64_t n) {
         Arena arena(begin);
+        const int64_t raw = raw_blocks(n * item), blocks = raw > block_count(n) ? raw : block_count(n);
         plan = arena.take<CompressPlan>(1);
         sample = arena.take<unsigned long long>(max_coded_levels);
         counts = arena.take<unsigned long long>(max_coded_levels);
@@ -73,8 +74,8 @@ struct CompressScratch {
         packed = arena.take<uint8_t>(max_coded_levels / 2 + 1);
         codes = arena.take<uint32_t>(max_coded_levels);
         packages = arena.take<unsigned long long>(max_coded_levels);
-        block_bytes = arena.take<uint32_t>(block_count(n));
-        offsets = arena.take<int64_t>(block_count(n));
+        block_bytes = arena.take<uint32_t>(blocks);
+        offsets = arena.take<int64_t>(blocks);
         symbols = arena.take<uint16_t>(n + 4);
         size = arena.used() - static_cast<int64_t>(reinterpret_cast<uintptr_t>(begin));
     }

@@ -42,8 +42,10 @@ void emulated_release(void* memory, int64_t size, int at_end) {
     emulation::release(memory, static_cast<size_t>(size), at_end != 0);
 }
 
-int64_t compress_scratch_bytes(int64_t n) { return cuda::compress_scratch_bytes(n); }
-int64_t decompress_scratch_bytes(int64_t n) { return cuda::decompress_scratch_bytes(n); }
+int64_t compress_scratch_bytes(int64_t item, int64_t n) { return cuda::compress_scratch_bytes(item, n); }
+int64_t decompress_scratch_bytes(int dtype, int64_t item, int64_t n) {
+    return cuda::decompress_scratch_bytes(dtype, item, n);
+}
 
 int compress_on_device(int dtype, int64_t item, int64_t n, void* x, int dimensions, const int64_t* sizes, int quantise,
                        int keep_nonfinite, int rule, double value, int entropy_bits, double sample_fraction,
