@@ -13,6 +13,7 @@ import torch
 from hypothesis import settings
 
 torch.set_num_threads(2)
+pytest.register_assert_rewrite("device_backend")
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
@@ -35,3 +36,30 @@ def diabetes() -> tuple[np.ndarray, np.ndarray]:
     X, y = sklearn.datasets.load_diabetes(return_X_y=True)
     X.flags.writeable = y.flags.writeable = False
     return X, y
+
+
+@pytest.fixture(scope="session")
+def emulated_library(tmp_path_factory):
+    """The codec's CUDA sources, compiled for the CPU."""
+    from cuda_emulation import build
+
+    if reason := build.why_not():
+        pytest.skip(reason)
+    return build.build(tmp_path_factory.mktemp("emulated"))
+
+
+@pytest.fixture(params=["emulated", "cuda"])
+def backend(request, monkeypatch):
+    """The codec's CUDA kernels: under the emulation, and on a GPU where there is one."""
+    from cuda_emulation.build import EmulatedKernels
+    from device_backend import NO_GPU, Backend, gpu_is_here
+    from weight_compression import _device_ops
+
+    if request.param == "cuda":
+        if not gpu_is_here():
+            pytest.skip(NO_GPU)
+        return Backend("cuda", None)
+    kernels = EmulatedKernels(request.getfixturevalue("emulated_library"))
+    kernels.run_backwards(False)
+    monkeypatch.setattr(_device_ops, "kernels", kernels)
+    return Backend("cpu", kernels)

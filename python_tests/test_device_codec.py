@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import struct
 
 import numpy as np
 import pytest
@@ -15,75 +14,12 @@ import torch
 
 import weight_compression as wc
 from cuda_emulation import build as emulation
-from platonic_core import _C
+from device_backend import PAYLOADS, check_equal, no_gpu, payload_of, same_bits
 from test_weight_codec import FLOATS, KINDS, draw
 from weight_compression import _device_ops, _ops, codec, device, reference
-from weight_compression.payload import Mode, parse_header
 
 SIZES = [1, 2, 15, 16, 17, 1000, 4097]
 BLOCK_SIZES = [65535, 65536, 65537, 2 * 65536 + 4099]
-
-
-class Backend:
-    """compress and decompress of CPU tensors by the kernels for devices, wherever they run."""
-
-    def __init__(self, where: str, kernels: emulation.EmulatedKernels | None):
-        self.where, self.kernels = where, kernels
-
-    def compress(self, x: torch.Tensor, config: wc.CompressionConfig | None = None) -> torch.Tensor | None:
-        """The payload, on the CPU; None for values that are not finite."""
-        flat, shape = codec._flat_values(x.to(self.where))
-        bound = wc.compress_bound(x.numel(), x.dtype, x.ndim)
-        payload = device.compress(flat, shape, config or wc.CompressionConfig(), bound)
-        return None if payload is None else payload.cpu()
-
-    def decode(
-        self, payload: torch.Tensor, out: torch.Tensor, *, accumulate=False, scale=1.0, check=True
-    ) -> tuple[torch.Tensor, bool]:
-        """What `out` is afterwards, and whether the payload was good."""
-        there = out.to(self.where, copy=True)
-        status = _device_ops.decompress(payload.to(self.where), there, accumulate, scale, check)
-        return there.cpu(), int(status) == 0
-
-
-@pytest.fixture(scope="session")
-def emulated_library(tmp_path_factory):
-    if reason := emulation.why_not():
-        pytest.skip(reason)
-    return emulation.build(tmp_path_factory.mktemp("emulated"))
-
-
-no_gpu = pytest.mark.skipif(
-    not (torch.cuda.is_available() and _C.has_cuda), reason="needs a CUDA device and a CUDA build"
-)
-
-
-@pytest.fixture(params=["emulated", pytest.param("cuda", marks=no_gpu)])
-def backend(request, monkeypatch):
-    if request.param == "cuda":
-        return Backend("cuda", None)
-    kernels = emulation.EmulatedKernels(request.getfixturevalue("emulated_library"))
-    kernels.run_backwards(False)
-    monkeypatch.setattr(_device_ops, "kernels", kernels)
-    return Backend("cpu", kernels)
-
-
-def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return (
-        a.dtype == b.dtype
-        and a.shape == b.shape
-        and torch.equal(a.view(-1).view(torch.uint8), b.view(-1).view(torch.uint8))
-    )
-
-
-def check_equal(backend: Backend, x: torch.Tensor, config: wc.CompressionConfig | None = None) -> str:
-    """Payload and values are the CPU's; returns the mode."""
-    expected = wc.compress(x, config)
-    payload = backend.compress(x, config)
-    assert payload is not None and torch.equal(payload, expected)
-    values, good = backend.decode(expected, torch.full_like(x, 1))
-    assert good and same_bits(values, wc.decompress(expected))
-    return wc.payload_info(payload).mode
 
 
 # ---- the same bytes and values as the CPU ----
@@ -203,140 +139,16 @@ def test_views_that_begin_anywhere(backend):
         assert torch.equal(out.cpu(), wc.decompress(payload.cpu()))
 
 
-MODES = {
-    "entropy": ("heavy", {}),
-    "fixed": ("uniform", {"floor_bits": 9.0}),
-    "constant": ("normal", {}),
-    "raw": ("normal", {"max_error": 1e-9}),
-}
-
-
-def payload_of(mode: str, n: int, dtype: torch.dtype) -> torch.Tensor:
-    kind, options = MODES[mode]
-    x = torch.full((n,), 0.75, dtype=dtype) if mode == "constant" else draw(kind, n, dtype)
-    payload = wc.compress(x, wc.CompressionConfig(**options))
-    assert wc.payload_info(payload).mode == mode
-    return payload
-
-
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", PAYLOADS)
 @pytest.mark.parametrize("check", [True, False])
-def test_accumulate_is_the_cpus(mode, dtype, check, backend):
+def test_accumulate_is_the_cpus(kind, dtype, check, backend):
     n = 5003
-    payload, start = payload_of(mode, n, dtype), draw("normal", n, dtype, seed=1)
+    payload, start = payload_of(kind, n, dtype), draw("normal", n, dtype, seed=1)
     for scale in (1.0, -0.3):
         values, good = backend.decode(payload, start, accumulate=True, scale=scale, check=check)
         expected = wc.decompress(payload, start.clone(), accumulate=True, scale=scale)
         assert good and same_bits(values, expected)
-
-
-# ---- damaged and hostile payloads ----
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_every_part_is_covered(mode, backend):
-    data, rng, n = payload_of(mode, 3000, torch.float32), np.random.default_rng(0), 3000
-    header = parse_header(data.numpy()).data
-    places = {*range(0, 60, 3), *rng.integers(0, header, 20), *rng.integers(header - 1, len(data), 10)}
-    start = draw("normal", n, torch.float32, seed=2)
-    for place in sorted(int(p) for p in places if p < len(data)):
-        broken = data.clone()
-        broken[place] ^= 1 << int(rng.integers(8))
-        values, good = backend.decode(broken, start, accumulate=True)
-        assert not good and torch.equal(values, start), place
-    for end in (0, 3, 15, 16, 20, 51, 52, 60, header - 1, header, len(data) - 1):
-        assert not backend.decode(data[: min(end, len(data) - 1)], start)[1]
-    assert not backend.decode(torch.cat([data, data[:1]]), start)[1]
-
-
-def test_other_tensors_are_refused(backend):
-    payload = wc.compress(draw("laplace", 600, torch.float32).view(20, 30))
-    for out in (torch.ones(600), torch.ones(30, 20), torch.ones(20, 30, dtype=torch.float64), torch.ones(20, 30, 1)):
-        values, good = backend.decode(payload, out, check=False)
-        assert not good and torch.equal(values, out)
-
-
-def reseal(data: np.ndarray, header: int) -> torch.Tensor:
-    """With the header's checksum made right again, as an attacker would."""
-    data = data.copy()
-    data[header - 4 : header] = np.frombuffer(struct.pack("<I", _ops.crc32c(data[: header - 4])), np.uint8)
-    return torch.from_numpy(data)
-
-
-def agree(backend: Backend, payload: torch.Tensor, like: torch.Tensor, check: bool) -> bool:
-    """Whether a payload is good: the device and the CPU say the same, and then have the same values."""
-    try:
-        expected = wc.decompress(payload, torch.empty_like(like), check=check)
-    except (wc.PayloadError, TypeError):
-        expected = None
-    values, good = backend.decode(payload, torch.zeros_like(like), check=check)
-    assert good == (expected is not None)
-    assert not good or same_bits(values, expected)
-    return good
-
-
-@pytest.mark.parametrize("at_end", [True, False])
-@pytest.mark.parametrize("mode", ["entropy", "fixed"])
-def test_hostile_payloads_are_safe_without_checksums(mode, at_end, backend):
-    if backend.kernels is not None:
-        backend.kernels.at_end = at_end
-    n, rng = 2500, np.random.default_rng(at_end)
-    like = torch.empty(n)
-    data = payload_of(mode, n, torch.float32).numpy().copy()
-    header = parse_header(data).data
-    good = 0
-    for _ in range(25):  # blocks of anything
-        broken = data.copy()
-        places = rng.integers(header, len(data), rng.integers(1, 50))
-        broken[places] = rng.integers(0, 256, len(places))
-        good += agree(backend, torch.from_numpy(broken), like, False)
-    for _ in range(40):  # headers of anything, sealed
-        broken = data.copy()
-        places = rng.integers(24, header - 4, rng.integers(1, 4))
-        broken[places] ^= (1 << rng.integers(0, 8, len(places))).astype(np.uint8)
-        good += agree(backend, reseal(broken, header), like, False)
-    everything = data.copy()
-    everything[header:] = 255
-    agree(backend, torch.from_numpy(everything), like, False)
-
-
-def test_hostile_code_lengths(backend):
-    x = draw("sparse", 2500, torch.float32)
-    data = wc.compress(x, wc.CompressionConfig(floor_bits=9.0)).numpy().copy()
-    parsed, rng = parse_header(data), np.random.default_rng(3)
-    size = struct.unpack_from("<H", data, 48)[0]
-    assert parsed.mode == Mode.ENTROPY and size > 20
-    packs = [np.full(size, 0xFF), np.zeros(size), np.full(size, 0x11), np.full(size, 0xEE), np.full(size, 0x0F)]
-    packs += [rng.integers(0, 256, size) for _ in range(5)]
-    for _ in range(40):  # an escape more or less, a number that is one
-        pack = data[52 : 52 + size].copy()
-        place = rng.integers(0, size)
-        pack[place] = rng.choice([0xFF, 0xF0, 0x0F, pack[place] ^ 0x10, pack[place] ^ 0x01])
-        packs.append(pack)
-    for pack in packs:
-        broken = data.copy()
-        broken[52 : 52 + size] = pack
-        agree(backend, reseal(broken, parsed.data), x, False)
-    for field, offset in (("I", 40), ("H", 48)):  # levels, bytes of the lengths
-        for value in (0, 1, 2, 3, size - 1, size + 1, 2 * size, 4095, 4096, 4097, 65535):
-            broken = data.copy()
-            struct.pack_into("<" + field, broken, offset, value)
-            agree(backend, reseal(broken, parsed.data), x, False)
-
-
-def test_hostile_block_tables(backend):
-    x = draw("laplace", 65536 + 500, torch.float32)
-    data = wc.compress(x).numpy().copy()
-    parsed = parse_header(data)
-    a, b = (int(s) for s in parsed.table[:, 0])
-    table = parsed.data - 4 - 16
-    for sizes in ((a - 2, b + 2), (a + 2, b - 2), (a + b - 64, 64), (64, a + b - 64), (a + 1, b - 1), (0, a + b),
-                  (2**32 - 2, a + b + 2), (b, a)):  # fmt: skip
-        broken = data.copy()
-        struct.pack_into("<I", broken, table, sizes[0])
-        struct.pack_into("<I", broken, table + 8, sizes[1] % 2**32)
-        assert not agree(backend, reseal(broken, parsed.data), x, False)
 
 
 # ---- what the order of threads may not change, and the emulation itself ----
@@ -400,23 +212,6 @@ def test_compress_into_on_the_cpu():
         wc.compress_into(x, out[:-1])
     with pytest.raises(ValueError, match="uint8"):
         wc.compress_into(x, out.to(torch.int16))
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{"ratio": 4.0}, {"lossless": True}, {"group_size": 64}, {"per_channel": True}, {"clip_quantile": 0.99}],
-)
-def test_options_of_the_cpu_are_refused(options, backend):
-    with pytest.raises(NotImplementedError, match=f"{next(iter(options))}: .*move the tensor to the CPU"):
-        backend.compress(draw("normal", 100, torch.float32), wc.CompressionConfig(**options))
-
-
-def test_payloads_that_only_the_cpu_decodes(backend):
-    x = draw("normal", 3000, torch.float32)
-    for options in ({"lossless": True}, {"group_size": 64}, {"clip_quantile": 0.99}):
-        payload = wc.compress(x, wc.CompressionConfig(**options)).to(backend.where)
-        with pytest.raises(NotImplementedError, match=r"decompress\(payload\.cpu\(\)\)"):
-            codec._decompress_on_device(payload, None, False, 1.0, 1 << 20, True)
 
 
 def test_shape_from_the_payload(backend):

@@ -53,8 +53,7 @@ def compress(tensor: torch.Tensor, config: CompressionConfig | None = None) -> t
     NonFiniteError
         If there is NaN or infinity and ``config.nonfinite`` is 'raise'.
     NotImplementedError
-        If the tensor is on a CUDA device and the configuration asks for what only the CPU does: `ratio`, `lossless`,
-        `group_size`, `per_channel` or `clip_quantile`.
+        If the tensor is neither on the CPU nor on a CUDA device.
     TypeError
         If the dtype is not one that payloads can hold.
 
@@ -166,8 +165,8 @@ def decompress(
     out : torch.Tensor, optional
         Contiguous, of the payload's shape and dtype, on its device: written instead of a new tensor.
     accumulate : bool, default False
-        ``out += scale * values`` instead of ``out = values``; without a temporary, but for tensors that are stored exactly or
-        have a single value. Needs `out`, floating point.
+        ``out += scale * values`` instead of ``out = values``; without a temporary, but on the CPU for tensors that are stored
+        exactly or have a single value. Needs `out`, floating point.
     scale : float, default 1.0
         Factor of `accumulate`.
     max_bytes : int, default 16 GiB
@@ -176,8 +175,7 @@ def decompress(
         Compare the checksum of every block; the header's is always compared. Payloads that were tampered with are safe
         to decode without, but may give other values.
         On a CUDA device with `out`, False also means that nothing waits and nothing is raised for what the bytes are:
-        a payload that is not one, not one of `out`, or of the kinds that only the CPU decodes (planes, groups, escapes)
-        leaves it unspecified.
+        a payload that is not one, or not one of `out`, leaves it unspecified.
 
     Returns
     -------
@@ -225,10 +223,7 @@ def _decompress_on_device(
     on_cpu = payload.cpu()
     same = None if out is None else torch.zeros(out.shape, dtype=out.dtype)
     decompress(on_cpu, same, accumulate=accumulate, scale=scale, max_bytes=max_bytes, check=check)
-    raise NotImplementedError(
-        f"expected a payload that a CUDA device decodes, got one of mode {payload_info(on_cpu).mode} that the CPU does: "
-        f"use decompress(payload.cpu())"
-    )
+    raise RuntimeError("decompress: the device refused a payload that the CPU decodes; was it changed meanwhile?")
 
 
 def _check_out(out: torch.Tensor, header: Header, accumulate: bool) -> None:

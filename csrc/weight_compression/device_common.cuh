@@ -64,6 +64,47 @@ void with_dtype(int dtype, const F& run) {
                                 std::to_string(dtype));
 }
 
+// ---- units of planes of bytes ----
+
+template <int width>
+struct UnsignedOf;
+template <>
+struct UnsignedOf<1> {
+    typedef uint8_t type;
+};
+template <>
+struct UnsignedOf<2> {
+    typedef uint16_t type;
+};
+template <>
+struct UnsignedOf<4> {
+    typedef uint32_t type;
+};
+template <>
+struct UnsignedOf<8> {
+    typedef uint64_t type;
+};
+
+// Calls run(U()) for the unsigned integer U of so many bytes.
+template <class F>
+void with_unit(int width, const F& run) {
+    if (width == 1) return run(uint8_t());
+    if (width == 2) return run(uint16_t());
+    if (width == 4) return run(uint32_t());
+    run(uint64_t());
+}
+
+template <class U>
+__device__ __forceinline__ U rotate_left(U u) {
+    return static_cast<U>(u << 1 | u >> (8 * sizeof(U) - 1));
+}
+template <class U>
+__device__ __forceinline__ U rotate_right(U u) {
+    return static_cast<U>(u >> 1 | u << (8 * sizeof(U) - 1));
+}
+
+// ---- runs of values, sums of them ----
+
 // Four values that follow each other, one load or two where they are aligned.
 template <class Bits>
 struct alignas(sizeof(Bits) < 4 ? 4 * sizeof(Bits) : 16) Quad {
@@ -90,6 +131,18 @@ __device__ __forceinline__ typename T::Bits combine(bool accumulate, typename T:
                                                     typename T::Bits value) {
     if (!accumulate) return value;
     return T::narrow(T::widen(old) + static_cast<typename T::Real>(scale) * T::widen(value));
+}
+
+// The range of a group, as payloads store it.
+template <class T>
+struct StoredRange {
+    typename T::Real lo, hi;
+};
+template <class T>
+__device__ StoredRange<T> stored_range(const uint8_t* ranges, int64_t group) {
+    constexpr int64_t item = sizeof(typename T::Bits);
+    const uint8_t* const both = ranges + 2 * item * group;
+    return {T::widen(get<typename T::Bits>(both)), T::widen(get<typename T::Bits>(both + item))};
 }
 
 // ---- over the threads of a block; all of them call ----

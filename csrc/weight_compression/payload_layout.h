@@ -9,48 +9,42 @@
 
 namespace platonic {
 
-enum class Mode : int { raw = 0, constant = 1, fixed = 2, entropy = 3 };
+enum class Mode : int { raw = 0, constant = 1, fixed = 2, entropy = 3, planes = 4 };
+enum class PlaneKind : int { raw = 0, constant = 1, coded = 2 };
 
 constexpr uint32_t payload_magic = 0x43574c50;  // "PLWC"
 constexpr int payload_version = 0;
-constexpr int max_dimensions = 64;
+constexpr int max_dimensions = 64, max_planes = 8;
 constexpr int64_t raw_block_bytes = 1 << 18;
-constexpr int64_t start_bytes = 16, quantiser_bytes = 28, table_entry_bytes = 8;
+constexpr int64_t start_bytes = 16, quantiser_bytes = 28, plane_bytes = 4;
+constexpr int grouped_flag = 1, escaped_flag = 2;
 
 struct Shape {
     int dimensions;
     int64_t sizes[max_dimensions];
 };
 
-// Of n elements of `item` bytes.
-PLATONIC_HD int64_t payload_blocks(Mode mode, int64_t n, int64_t item) {
-    if (mode == Mode::constant) return 0;
-    if (mode == Mode::raw) return n * item / raw_block_bytes + (n * item % raw_block_bytes != 0);
-    return block_count(n);
-}
+// ---- what mode planes takes apart: elements of `item` bytes, or the parts of complex ones ----
 
-// Bytes before the block table: what a mode has of its own is at own_begin.
+PLATONIC_HD bool is_complex(int dtype) { return dtype == 10 || dtype == 11; }
+PLATONIC_HD int unit_width(int dtype, int64_t item) { return static_cast<int>(is_complex(dtype) ? item / 2 : item); }
+PLATONIC_HD int64_t unit_count(int dtype, int64_t n) { return is_complex(dtype) ? 2 * n : n; }
+PLATONIC_HD bool units_rotate(int dtype) { return dtype <= static_cast<int>(DType::bfloat16) || is_complex(dtype); }
+
+// ---- bytes before the data: the start, what the mode has of its own, the block table, a checksum ----
+
 PLATONIC_HD int64_t own_begin(int dimensions) { return start_bytes + 8 * dimensions; }
-PLATONIC_HD int64_t table_begin(Mode mode, int dimensions, int64_t item, int64_t length_bytes) {
-    const int64_t own = mode == Mode::raw ? 0 : mode == Mode::constant ? item : quantiser_bytes + length_bytes;
-    return own_begin(dimensions) + own;
+// Of fixed and entropy, with ranges of so many groups or none.
+PLATONIC_HD int64_t quantiser_own(int64_t length_bytes, int64_t groups, int64_t item) {
+    return quantiser_bytes + length_bytes + (groups > 0 ? 8 + 2 * item * groups : 0);
 }
-PLATONIC_HD int64_t data_begin(Mode mode, int dimensions, int64_t n, int64_t item, int64_t length_bytes) {
-    return table_begin(mode, dimensions, item, length_bytes) + table_entry_bytes * payload_blocks(mode, n, item) + 4;
+PLATONIC_HD int entry_bytes(bool escaped) { return escaped ? 12 : 8; }
+PLATONIC_HD int64_t data_begin(int dimensions, int64_t own, int64_t blocks, bool escaped) {
+    return own_begin(dimensions) + own + entry_bytes(escaped) * blocks + 4;
 }
 
-// Bytes of block `b` where they follow from its elements; `bits` is that of fixed symbols.
-PLATONIC_HD int64_t plain_block_bytes(Mode mode, int64_t b, int64_t n, int64_t item, int bits) {
-    if (mode == Mode::raw) {
-        const int64_t rest = n * item - b * raw_block_bytes;
-        return rest < raw_block_bytes ? rest : raw_block_bytes;
-    }
-    const int64_t rest = n - b * block_symbols;
-    return fixed_block_bytes(rest < block_symbols ? rest : block_symbols, bits);
-}
-PLATONIC_HD int64_t plain_block_offset(Mode mode, int64_t b, int bits) {
-    return b * (mode == Mode::raw ? raw_block_bytes : fixed_block_bytes(block_symbols, bits));
-}
+PLATONIC_HD int64_t raw_blocks(int64_t bytes) { return bytes / raw_block_bytes + (bytes % raw_block_bytes != 0); }
+PLATONIC_HD int64_t group_count(int64_t n, int64_t size) { return size > 0 ? n / size + (n % size != 0) : 0; }
 
 // Little-endian numbers at any address.
 template <class T>
