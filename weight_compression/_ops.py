@@ -277,6 +277,20 @@ def decode_blocks(
     )  # fmt: skip
 
 
+def decode_payload(data: np.ndarray, out: torch.Tensor, accumulate: bool, scale: float, check: bool) -> bool:
+    """A whole payload, uint8 [bytes], into contiguous `out` of its shape and dtype, if it is of a kind made by default.
+
+    False if it is not, or anything is wrong with it: `out` is then unspecified, but nothing has been added unless checksums were
+    right or not compared.
+    """
+    if out.dtype not in DTYPE_CODES:
+        return False
+    return kernels.decode_payload(
+        data.ctypes.data, data.size, out.shape, out.numel(), DTYPE_CODES[out.dtype], out.data_ptr(), accumulate,
+        scale, check, where(out)[1],
+    )  # fmt: skip
+
+
 def decode_planes(
     planes: list[tuple[Blocks | None, torch.Tensor | None, int]], rotate: bool, out: torch.Tensor, check: bool
 ) -> tuple[int, int]:

@@ -195,6 +195,9 @@ def decompress(
     if isinstance(payload, torch.Tensor) and payload.device.type == "cuda":
         return _decompress_on_device(payload, out, accumulate, scale, max_bytes, check)
     data = _as_bytes(payload)
+    if out is not None and _is_target(out) and _ops.decode_payload(data, out, accumulate, scale, check):
+        torch.autograd.graph.increment_version(out)
+        return out
     header = parse_header(data)
     if out is None:
         size = header.numel * header.dtype.itemsize
@@ -224,6 +227,14 @@ def _decompress_on_device(
     same = None if out is None else torch.zeros(out.shape, dtype=out.dtype)
     decompress(on_cpu, same, accumulate=accumulate, scale=scale, max_bytes=max_bytes, check=check)
     raise RuntimeError("decompress: the device refused a payload that the CPU decodes; was it changed meanwhile?")
+
+
+def _is_target(out: torch.Tensor) -> bool:
+    """Whether :func:`_check_target` will not complain, on the CPU."""
+    return (
+        out.device.type == "cpu" and out.is_contiguous() and not (out.requires_grad and torch.is_grad_enabled())
+        and not out.is_conj() and not out.is_neg()
+    )  # fmt: skip
 
 
 def _check_out(out: torch.Tensor, header: Header, accumulate: bool) -> None:

@@ -13,6 +13,7 @@
 #include "weight_compression/codec.h"
 #include "weight_compression/crc32c.h"
 #include "weight_compression/levels.h"
+#include "weight_compression/payload_layout.h"
 
 namespace py = pybind11;
 
@@ -219,6 +220,18 @@ void bind_weight_compression(py::module_& m) {
                                                 on_cpu(threads)));
         },
         "(0 ok, 1 checksum, 2 malformed; block).");
+    m.def(
+        "decode_payload",
+        [](uintptr_t data, int64_t size, const std::vector<int64_t>& sizes, int64_t n, int dtype, uintptr_t out,
+           bool accumulate, double scale, bool check, int threads) {
+            py::gil_scoped_release release;
+            Shape shape{static_cast<int>(sizes.size()), {}};
+            if (shape.dimensions > max_dimensions) return false;
+            std::copy(sizes.begin(), sizes.end(), shape.sizes);
+            const Target target{static_cast<DType>(dtype), pointer<void>(out), accumulate, scale};
+            return cpu::decode_payload(pointer<const uint8_t>(data), size, shape, n, target, check, on_cpu(threads));
+        },
+        "Whether a whole payload was one of the usual kinds, and right.");
     m.def(
         "copy_plane",
         [](int64_t n, uintptr_t x, const py::tuple& fields, uintptr_t out, uintptr_t table, int threads) {

@@ -54,6 +54,8 @@ struct PlaneBlocks {
     uint8_t value;
 };
 
+struct Shape;  // payload_layout.h
+
 namespace cpu {
 
 // Values of the sample (see levels.h) of n.
@@ -98,6 +100,12 @@ int64_t encode_payload(const Values& x, const Scheme& scheme, const Coding& codi
 // anything is added when accumulating.
 DecodeResult decode_blocks(const Blocks& blocks, int64_t n, const Scheme& scheme, const Coding& coding,
                            const Target& out, bool check, const Launch& on);
+
+// A whole payload of that shape, of n elements in all, if it is of a kind that is made by default; false if it is not,
+// or if anything is wrong with it. What has been written by then is unspecified; nothing has been added before all was
+// right that `check` compares.
+bool decode_payload(const uint8_t* data, int64_t size, const Shape& shape, int64_t n, const Target& out, bool check,
+                    const Launch& on);
 
 // The bytes of one plane as they are, in blocks of block_symbols.
 void copy_plane(const Values& x, const Plane& plane, uint8_t* out, BlockEntry* table, const Launch& on);
