@@ -347,5 +347,5 @@ def _post_local(
 # Each makes DDP and the optimiser ready, and returns the optimiser to step with.
 TRAINING: dict[str, Callable[[DistributedDataParallel, torch.optim.Optimizer], torch.optim.Optimizer]] = {
     **{name: _hooked(register) for name, register in HOOKS.items() if name != "no exchange"},
-    "averaging, period 10": _post_local(10),
+    "averaging 10": _post_local(10),
 }
