@@ -49,7 +49,7 @@ fuzz:
 	  $(CXX) $(FUZZ_FLAGS) $(FUZZ_AVX512) -DPLATONIC_ISA=avx512 -c $$file -o $$name.avx512.o || exit 1; \
 	done
 	$(CXX) $(FUZZ_FLAGS) benchmarks/fuzz_decoder.cpp \
-	  $(addprefix csrc/weight_compression/,measure.cpp encode.cpp decode.cpp decode_payload.cpp code_lengths.cpp huffman_tables.cpp) \
+	  $(addprefix csrc/weight_compression/,measure.cpp encode.cpp decode.cpp payload.cpp code_lengths.cpp huffman_tables.cpp) \
 	  csrc/common/cpu.cpp csrc/common/parallel.cpp build/fuzz/*.o -o build/fuzz/decoder
 	build/fuzz/decoder
 

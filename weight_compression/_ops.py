@@ -7,7 +7,7 @@ described in ``csrc/weight_compression/codec.h``.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -167,17 +167,6 @@ def code_lengths(counts: torch.Tensor) -> torch.Tensor:
     return lengths
 
 
-def make_code(counts: torch.Tensor, sampled_of: int = 0) -> tuple[torch.Tensor, int] | None:
-    """:func:`code_lengths`, and the bits that all values take, for int64 counts of at most 4,096 symbols.
-
-    Counts of a sample of `sampled_of` values give a code with a length for every symbol, and the bits that all may take.
-    None if there is no code or, of a sample, one of all values can be expected to save more than a thousandth.
-    """
-    lengths = torch.empty(len(counts), dtype=torch.uint8)
-    bits = kernels.make_code(len(counts), counts.data_ptr(), sampled_of, lengths.data_ptr())
-    return None if bits < 0 else (lengths, bits)
-
-
 def pack_lengths(lengths: torch.Tensor) -> bytes:
     """Code lengths in the payload's nibbles."""
     return kernels.pack_lengths(len(lengths), lengths.data_ptr())
@@ -201,20 +190,31 @@ def encode_blocks(
     return _encode(_values(x), scheme.fields(), scheme.levels, lengths, escapes, out)
 
 
-def encode_payload(
+def plan_payload(
     x: torch.Tensor,
+    shape: tuple[int, ...],
     scheme: Scheme,
-    lengths: torch.Tensor | None,
+    entropy: float,
     escapes: np.ndarray | None,
-    prefix: bytes,
-    out: torch.Tensor,
-) -> int:
-    """The same with the payload's header, of which `prefix` is all before the block table; returns bytes, or -1."""
-    return kernels.encode_payload(
-        *_values(x), scheme.fields(), 0 if lengths is None else lengths.data_ptr(),
-        0 if lengths is not None else kernels.fixed_bits(scheme.levels),
-        0 if escapes is None else escapes.ctypes.data, prefix, out.data_ptr(), out.numel(), where(x)[1],
+    escape_bytes: int,
+    sample: torch.Tensor | None,
+    fraction: float,
+) -> Any:
+    """How flat x is stored, quantised by that scheme; None if raw is smaller. x, scheme and escapes have to outlive the plan.
+
+    With a sample the code is made from that: None, then, unless that suffices and is the smallest way.
+    """
+    address, sampled = (0, 0) if sample is None else (sample.data_ptr(), sample.numel())
+    plan = kernels.plan_payload(
+        *_values(x), shape, scheme.fields(), entropy, 0 if escapes is None else escapes.ctypes.data, escape_bytes,
+        address, sampled, fraction, where(x)[1],
     )  # fmt: skip
+    return plan if plan.mode else None
+
+
+def write_payload(plan: Any, out: torch.Tensor) -> int:
+    """The planned payload to uint8 `out` of at least `plan.room` bytes; returns its bytes, -1 if it takes more."""
+    return plan.write(out.data_ptr(), torch.get_num_threads())
 
 
 def encode_plane(units: torch.Tensor, plane: Plane, lengths: torch.Tensor, out: torch.Tensor) -> tuple[int, np.ndarray]:

@@ -7,7 +7,6 @@ operation, so that equal tensors give equal bytes anywhere.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -21,12 +20,8 @@ from weight_compression.payload import (
     RAW_BLOCK_BYTES,
     Header,
     Mode,
-    block_count,
     compress_bound,
-    header_prefix,
-    header_size,
     is_less,
-    pack_quantiser,
     write_header,
 )
 from weight_compression.planes import compress_planes, decode_planes
@@ -71,16 +66,21 @@ def _compress_finite(
     levels = choose_levels(x, config, ranges, entropy)
     if levels is None:
         return _compress_raw(x, shape, allocate)
-    job = _Quantised(x, shape, ranges.with_levels(levels), entropy, allocate)
-    payload = None
+    scheme = ranges.scheme.with_levels(levels)
+    beside = entropy, ranges.escapes, ranges.escape_bytes
     # A ratio is one of all values.
     enough = x.numel() >= _ops.kernels.sample_coded_from and config.ratio is None and not config.full_histogram
-    if enough and levels <= _ops.MAX_CODED_LEVELS:
-        payload = job.compress(_ops.sample_counts(x, sample, job.ranges.scheme, config.sample_fraction))
-    if payload is None:
-        payload = job.compress(None)
-    if payload is not None:
-        return payload
+    for counted in (sample, None) if enough and levels <= _ops.MAX_CODED_LEVELS else (None,):
+        plan = _ops.plan_payload(x, shape, scheme, *beside, counted, config.sample_fraction)
+        if plan is None:
+            continue
+        payload = allocate(plan.room)
+        size = _ops.write_payload(plan, payload)
+        if size >= 0:
+            payload[size:] = 0  # the few bytes that the room was too large stay behind the view's end
+            return payload[:size]
+        if counted is None:
+            raise RuntimeError("compress: the tensor was changed while it was being compressed")
     if ranges.escapes is not None:
         # What is kept exactly would take more than it saves.
         return _compress_finite(x, sample, shape, ranges.unclipped(), config, allocate)
@@ -121,52 +121,6 @@ def _compress_exactly(
     raw = compress_bound(x.numel(), x.dtype, len(shape))
     payload = compress_planes(x, shape, raw - 1, allocate)
     return _compress_raw(x, shape, allocate) if payload is None else payload
-
-
-@dataclass(frozen=True)
-class _Quantised:
-    """A tensor whose quantiser has been chosen."""
-
-    x: torch.Tensor
-    shape: tuple[int, ...]
-    ranges: Ranges
-    entropy: float
-    allocate: Allocate
-
-    def compress(self, sampled: torch.Tensor | None) -> torch.Tensor | None:
-        """With the code of all values, None if raw is smaller; or of the sample's counts, None if that does not suffice."""
-        x, scheme, beside = self.x, self.ranges.scheme, self.ranges.escape_bytes
-        n = x.numel()
-        # By mode: what its header has of its own, code lengths, and room for the blocks.
-        fixed = _ops.kernels.fixed_bytes(n, _ops.kernels.fixed_bits(scheme.levels)) + beside
-        ways: dict[Mode, tuple[bytes, torch.Tensor | None, int]] = {}
-        ways[Mode.FIXED] = (pack_quantiser(scheme, self.entropy, b""), None, fixed)
-        if scheme.levels <= _ops.MAX_CODED_LEVELS:
-            counts = _ops.symbol_counts(x, scheme) if sampled is None else sampled
-            made = _ops.make_code(counts, 0 if sampled is None else n)
-            if made is not None:
-                lengths, bits = made
-                own = pack_quantiser(scheme, self.entropy, _ops.pack_lengths(lengths))
-                ways[Mode.ENTROPY] = (own, lengths, _ops.kernels.coded_bytes_bound(n, bits) + beside)
-        blocks = block_count(Mode.FIXED, x.dtype, n)
-        sizes = {
-            mode: header_size(len(self.shape), len(own), blocks, scheme.clamp) + room
-            for mode, (own, _, room) in ways.items()
-        }
-        sizes[Mode.RAW] = compress_bound(n, x.dtype, len(self.shape))
-        mode = min(sizes, key=lambda m: (sizes[m], m))
-        if mode == Mode.RAW or (sampled is not None and mode != Mode.ENTROPY):
-            return None
-        own, code, _ = ways[mode]
-        payload = self.allocate(sizes[mode])
-        prefix = header_prefix(mode, x.dtype, self.shape, own, 0)
-        size = _ops.encode_payload(x, scheme, code, self.ranges.escapes, prefix, payload)
-        if size < 0:
-            if sampled is not None:
-                return None
-            raise RuntimeError("compress: the tensor was changed while it was being compressed")
-        payload[size:] = 0  # the few bytes that the bound was too high stay behind the view's end
-        return payload[:size]
 
 
 def decode(data: np.ndarray, header: Header, out: torch.Tensor, accumulate: bool, scale: float, check: bool) -> None:

@@ -30,11 +30,9 @@ __all__ = [
     "Mode",
     "PlaneHeader",
     "compress_bound",
-    "header_prefix",
     "header_size",
     "is_less",
     "pack_planes",
-    "pack_quantiser",
     "parse_header",
     "peek",
     "sampled_entropy",
@@ -160,13 +158,6 @@ def compress_bound(numel: int, dtype: torch.dtype = torch.float32, dimensions: i
     return header_size(dimensions, 0, block_count(Mode.RAW, dtype, numel)) + numel * dtype.itemsize
 
 
-def pack_quantiser(scheme: _ops.Scheme, entropy: float, packed_lengths: bytes) -> bytes:
-    """What the header of modes FIXED and ENTROPY has of its own."""
-    flags = (_GROUPED if scheme.ranges is not None else 0) | (_ESCAPED if scheme.clamp else 0)
-    own = _QUANTISED.pack(scheme.lo, scheme.hi, scheme.levels, entropy, len(packed_lengths), flags) + packed_lengths
-    return own if scheme.ranges is None else own + struct.pack("<Q", scheme.group_size) + scheme.ranges.tobytes()
-
-
 def sampled_entropy(payload: np.ndarray) -> float:
     """Bits that a payload's levels were chosen by, 0 where it has none. The payload has been parsed before."""
     head = payload[: _START.size + 8 * MAX_DIMENSIONS + _QUANTISED.size].tobytes()
@@ -183,16 +174,11 @@ def pack_planes(planes: Sequence[PlaneHeader]) -> bytes:
     return b"".join(kinds + packed)
 
 
-def header_prefix(mode: Mode, dtype: torch.dtype, shape: tuple[int, ...], own: bytes, total: int) -> bytes:
-    """The header before its block table."""
-    start = _START.pack(MAGIC, VERSION, mode, DTYPES.index(dtype), len(shape), total)
-    return start + struct.pack(f"<{len(shape)}Q", *shape) + own
-
-
 def write_header(mode: Mode, dtype: torch.dtype, shape: tuple[int, ...], own: bytes, table: np.ndarray) -> np.ndarray:
     """The header as uint8, its checksum at its end."""
     total = header_size(len(shape), len(own), len(table)) + int(table[:, 0].sum(dtype=np.uint64))
-    body = header_prefix(mode, dtype, shape, own, total) + table.astype("<u4").tobytes()
+    start = _START.pack(MAGIC, VERSION, mode, DTYPES.index(dtype), len(shape), total)
+    body = start + struct.pack(f"<{len(shape)}Q", *shape) + own + table.astype("<u4").tobytes()
     checksum = _ops.crc32c(np.frombuffer(body, np.uint8))
     return np.frombuffer(body + struct.pack("<I", checksum), np.uint8)
 

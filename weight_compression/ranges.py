@@ -35,9 +35,6 @@ class Ranges:
     escape_bytes: int = 0
     whole: _ops.Scheme | None = None
 
-    def with_levels(self, levels: int) -> Ranges:
-        return Ranges(self.scheme.with_levels(levels), self.escapes, self.escape_bytes, self.whole)
-
     def unclipped(self) -> Ranges:
         assert self.whole is not None
         return Ranges(self.whole)

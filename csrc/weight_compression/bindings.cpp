@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -50,6 +51,13 @@ Scheme scheme(const py::tuple& fields) {
 
 Blocks blocks(uintptr_t data, int64_t size, uintptr_t table, uintptr_t escapes) {
     return {pointer<const uint8_t>(data), size, pointer<const BlockEntry>(table), pointer<const uint32_t>(escapes)};
+}
+
+Shape shape_of(const std::vector<int64_t>& sizes) {
+    if (sizes.size() > max_dimensions) throw std::invalid_argument("expected at most 64 dimensions");
+    Shape shape{static_cast<int>(sizes.size()), {}};
+    std::copy(sizes.begin(), sizes.end(), shape.sizes);
+    return shape;
 }
 
 std::tuple<int, int64_t> result_of(const DecodeResult& result) {
@@ -148,21 +156,6 @@ void bind_weight_compression(py::module_& m) {
     m.attr("sample_coded_from") = sample_coded_from;
     m.attr("sample_weight") = sample_weight;
     m.def(
-        "make_code",
-        [](int64_t levels, uintptr_t counts, int64_t sampled_of, uintptr_t lengths) {
-            const int64_t* const found = pointer<const int64_t>(counts);
-            uint8_t* const out = pointer<uint8_t>(lengths);
-            const auto used = std::count_if(found, found + levels, [](int64_t count) { return count > 0; });
-            if (used < 2) return int64_t{-1};
-            if (sampled_of > 0) return sample_code(found, levels, sampled_of, out);
-            code_lengths(found, levels, out);
-            int64_t bits = 0;
-            for (int64_t s = 0; s < levels; ++s) bits += found[s] * out[s];
-            return bits;
-        },
-        "lengths[levels] and the bits that all values take, or, if the counts are those of a sample of `sampled_of` "
-        "values, may take; -1 if there is no code or it is not good enough.");
-    m.def(
         "is_complete_code",
         [](int64_t levels, uintptr_t lengths) {
             CanonicalCode code;
@@ -195,18 +188,28 @@ void bind_weight_compression(py::module_& m) {
                                       pointer<BlockEntry>(table), on_cpu(threads));
         },
         "Writes blocks and their table; returns the blocks' bytes.");
+    py::class_<cpu::PayloadPlan>(m, "PayloadPlan")
+        .def_readonly("mode", &cpu::PayloadPlan::mode)
+        .def_readonly("room", &cpu::PayloadPlan::room)
+        .def(
+            "write",
+            [](const cpu::PayloadPlan& plan, uintptr_t out, int threads) {
+                py::gil_scoped_release release;
+                return cpu::write_payload(plan, pointer<uint8_t>(out), on_cpu(threads));
+            },
+            "Writes the payload to memory of at least `room` bytes; returns its bytes, or -1 if it takes more.");
     m.def(
-        "encode_payload",
-        [](int dtype, int64_t n, uintptr_t x, const py::tuple& fields, uintptr_t lengths, int bits, uintptr_t escapes,
-           const std::string& prefix, uintptr_t out, int64_t room, int threads) {
+        "plan_payload",
+        [](int dtype, int64_t n, uintptr_t x, const std::vector<int64_t>& sizes, const py::tuple& fields,
+           double entropy, uintptr_t escapes, int64_t escape_bytes, uintptr_t sample, int64_t sampled, double fraction,
+           int threads) {
             const Scheme s = scheme(fields);
+            const Shape shape = shape_of(sizes);
             py::gil_scoped_release release;
-            return cpu::encode_payload(
-                values(dtype, n, x), s, {pointer<const uint8_t>(lengths), bits}, pointer<const uint32_t>(escapes),
-                reinterpret_cast<const uint8_t*>(prefix.data()), static_cast<int64_t>(prefix.size()),
-                pointer<uint8_t>(out), room, on_cpu(threads));
+            return cpu::plan_payload(values(dtype, n, x), shape, s, entropy, pointer<const uint32_t>(escapes),
+                                     escape_bytes, values(dtype, sampled, sample), fraction, on_cpu(threads));
         },
-        "The same with a header before them, whose beginning is `prefix`; returns the payload's bytes.");
+        "How a tensor whose quantiser has been chosen is stored; addresses have to outlive the plan.");
     m.def(
         "decode_blocks",
         [](uintptr_t data, int64_t size, uintptr_t table, uintptr_t escapes, int64_t n, const py::tuple& fields,
@@ -224,10 +227,8 @@ void bind_weight_compression(py::module_& m) {
         "decode_payload",
         [](uintptr_t data, int64_t size, const std::vector<int64_t>& sizes, int64_t n, int dtype, uintptr_t out,
            bool accumulate, double scale, bool check, int threads) {
+            const Shape shape = shape_of(sizes);
             py::gil_scoped_release release;
-            Shape shape{static_cast<int>(sizes.size()), {}};
-            if (shape.dimensions > max_dimensions) return false;
-            std::copy(sizes.begin(), sizes.end(), shape.sizes);
             const Target target{static_cast<DType>(dtype), pointer<void>(out), accumulate, scale};
             return cpu::decode_payload(pointer<const uint8_t>(data), size, shape, n, target, check, on_cpu(threads));
         },

@@ -11,6 +11,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "common/launch.h"
 #include "weight_compression/levels.h"
@@ -90,16 +91,32 @@ void symbol_counts(const Values& x, const Scheme& scheme, int64_t* counts, const
 int64_t encode_blocks(const Values& x, const Scheme& scheme, const Coding& coding, const uint32_t* escapes,
                       uint8_t* out, int64_t room, BlockEntry* table, const Launch& on);
 
-// The same, with the payload's header before the blocks: `prefix` is what it has before the block table, whose size at
-// total_at is filled in. Returns the payload's bytes, or -1.
-constexpr int64_t total_at = 8;
-int64_t encode_payload(const Values& x, const Scheme& scheme, const Coding& coding, const uint32_t* escapes,
-                       const uint8_t* prefix, int64_t prefix_bytes, uint8_t* out, int64_t room, const Launch& on);
-
 // The inverse into `out`, of n elements. With `check`, checksums are compared before a block is decoded, and before
 // anything is added when accumulating.
 DecodeResult decode_blocks(const Blocks& blocks, int64_t n, const Scheme& scheme, const Coding& coding,
                            const Target& out, bool check, const Launch& on);
+
+// ---- whole payloads ----
+
+// How a tensor whose quantiser has been chosen is stored: in which mode, and the header before its block table.
+struct PayloadPlan {
+    int mode;      // Mode of payload_layout.h: raw means that nothing else is smaller, and there is no more to the plan
+    int64_t room;  // bytes that the payload may take
+    Values x;
+    Scheme scheme;
+    const uint32_t* escapes;
+    std::vector<uint8_t> prefix, lengths;  // no lengths: symbols of a fixed number of bits
+};
+
+// `entropy` is for the header; `escapes`, null or what count_outside found, take escape_bytes. With the values of a
+// `sample` (else its n is 0), the code is made from those, and the plan is raw unless that suffices and a code is
+// smaller than everything else. What the arguments point to has to outlive the plan.
+PayloadPlan plan_payload(const Values& x, const Shape& shape, const Scheme& scheme, double entropy,
+                         const uint32_t* escapes, int64_t escape_bytes, const Values& sample, double fraction,
+                         const Launch& on);
+
+// Returns the payload's bytes, or -1 if the plan's room does not suffice.
+int64_t write_payload(const PayloadPlan& plan, uint8_t* out, const Launch& on);
 
 // A whole payload of that shape, of n elements in all, if it is of a kind that is made by default; false if it is not,
 // or if anything is wrong with it. What has been written by then is unspecified; nothing has been added before all was

@@ -219,27 +219,6 @@ int64_t encode_blocks(const Values& x, const Scheme& scheme, const Coding& codin
                           : encode_fixed(x, z, coding.bits, escapes, out, room, table, on);
 }
 
-int64_t encode_payload(const Values& x, const Scheme& scheme, const Coding& coding, const uint32_t* escapes,
-                       const uint8_t* prefix, int64_t prefix_bytes, uint8_t* out, int64_t room, const Launch& on) {
-    const int64_t blocks = block_count(x.n), row = escapes ? 12 : 8, data = prefix_bytes + row * blocks + 4;
-    if (data > room) return -1;
-    std::vector<BlockEntry> table(blocks);
-    const int64_t size = encode_blocks(x, scheme, coding, escapes, out + data, room - data, table.data(), on);
-    if (size < 0) return -1;
-    const int64_t total = data + size;
-    memcpy(out, prefix, prefix_bytes);
-    memcpy(out + total_at, &total, 8);  // little endian, as all processors that this is built for
-    uint8_t* at = out + prefix_bytes;
-    for (int64_t b = 0; b < blocks; ++b, at += row) {
-        memcpy(at, &table[b].bytes, 4);
-        memcpy(at + 4, &table[b].checksum, 4);
-        if (escapes) memcpy(at + 8, &escapes[b], 4);
-    }
-    const uint32_t checksum = crc32c(0, out, data - 4);
-    memcpy(at, &checksum, 4);
-    return total;
-}
-
 void copy_plane(const Values& x, const Plane& plane, uint8_t* out, BlockEntry* table, const Launch& on) {
     parallel_for(block_count(x.n), on.threads, [&](int64_t block) {
         const int64_t first = block * block_symbols, n = symbols_of_block(x.n, block);
