@@ -9,7 +9,7 @@
 #include "weight_compression/blocks.h"
 #include "weight_compression/codec.h"
 #include "weight_compression/crc32c.h"
-#include "weight_compression/half.h"
+#include "common/half.h"
 
 namespace platonic {
 namespace cpu {

@@ -6,7 +6,7 @@
 #include <type_traits>
 
 #include "common/simd.h"
-#include "weight_compression/half.h"
+#include "common/half.h"
 
 namespace platonic {
 namespace PLATONIC_ISA {
