@@ -12,6 +12,8 @@ import sklearn.datasets
 import torch
 from hypothesis import settings
 
+from cuda_emulation import library as emulation
+
 torch.set_num_threads(2)
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
@@ -35,3 +37,11 @@ def diabetes() -> tuple[np.ndarray, np.ndarray]:
     X, y = sklearn.datasets.load_diabetes(return_X_y=True)
     X.flags.writeable = y.flags.writeable = False
     return X, y
+
+
+@pytest.fixture(scope="session")
+def emulated_library(tmp_path_factory):
+    """The CUDA sources that run on the CPU; see cuda_emulation/."""
+    if reason := emulation.why_not():
+        pytest.skip(reason)
+    return emulation.build(tmp_path_factory.mktemp("emulated"))

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import weight_compression as wc
-from cuda_emulation import build as emulation
+from cuda_emulation import library as emulation
+from cuda_emulation.codec import EmulatedCodec
 from platonic_core import _C
 from test_weight_codec import FLOATS, KINDS, draw
 from weight_compression import _device_ops, _ops, codec, device, reference
@@ -26,7 +27,7 @@ BLOCK_SIZES = [65535, 65536, 65537, 2 * 65536 + 4099]
 class Backend:
     """compress and decompress of CPU tensors by the kernels for devices, wherever they run."""
 
-    def __init__(self, where: str, kernels: emulation.EmulatedKernels | None):
+    def __init__(self, where: str, kernels: EmulatedCodec | None):
         self.where, self.kernels = where, kernels
 
     def compress(self, x: torch.Tensor, config: wc.CompressionConfig | None = None) -> torch.Tensor | None:
@@ -45,13 +46,6 @@ class Backend:
         return there.cpu(), int(status) == 0
 
 
-@pytest.fixture(scope="session")
-def emulated_library(tmp_path_factory):
-    if reason := emulation.why_not():
-        pytest.skip(reason)
-    return emulation.build(tmp_path_factory.mktemp("emulated"))
-
-
 no_gpu = pytest.mark.skipif(
     not (torch.cuda.is_available() and _C.has_cuda), reason="needs a CUDA device and a CUDA build"
 )
@@ -61,8 +55,7 @@ no_gpu = pytest.mark.skipif(
 def backend(request, monkeypatch):
     if request.param == "cuda":
         return Backend("cuda", None)
-    kernels = emulation.EmulatedKernels(request.getfixturevalue("emulated_library"))
-    kernels.run_backwards(False)
+    kernels = EmulatedCodec(request.getfixturevalue("emulated_library"))
     monkeypatch.setattr(_device_ops, "kernels", kernels)
     return Backend("cpu", kernels)
 
@@ -356,8 +349,9 @@ def test_emulation_finds_mistakes(emulated_library):
     assert "some wait at a barrier, some have returned" in found[1]
     assert "lanes of its warp that do not come" in found[2]
     assert "left its memory" in found[3]
-    assert found[4] == str([-0x5A5A5A5B] * 64)  # rubbish, not zeros
-    assert found[5] == str([1024] * 64)
+    assert "thread 40 fails an assertion: threadIdx.x < 40" in found[4]
+    assert found[5] == str([-0x5A5A5A5B] * 64)  # rubbish, not zeros
+    assert found[6] == str([1024] * 64)
 
 
 # ---- the functions that call the kernels ----
