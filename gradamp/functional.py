@@ -99,6 +99,10 @@ def amplified_loss(
     dense = target.is_floating_point()
     if not dense:
         refuse_gradient("weight", weight)
+    elif ignore_index >= 0:
+        raise ValueError(
+            f"expected no ignore_index of a class with dense targets, got {ignore_index}: use weights of 0"
+        )
     if input.ndim == 1:
         loss = amplified_loss(
             input.unsqueeze(0), target.unsqueeze(0), amplifier,

@@ -75,13 +75,13 @@ _ERRORS = """TypeError, ValueError
     IndexError
         If a class index is out of range (on CUDA: a device-side assertion, as in torch).
     NotImplementedError
-        If {weight} needs a gradient and targets are class indices: torch's cross-entropy refuses that too."""
+        If {weight} needs a gradient{unless}, which torch's cross-entropy refuses too{more}."""
 
 _LOGITS = """input : Tensor [C], [N, C] or [N, C, d1, ...]
         Pre-activations x: no softmax.
     target : Tensor
         Class indices of int64, [], [N] or [N, d1, ...], or dense targets of floating point, shaped like `input`, which are
-        taken as they are."""
+        taken as they are and of which none are ignored."""
 
 _LOSS = f"""weight : Tensor [C], optional
         A factor for every class, as in :func:`torch.nn.functional.cross_entropy`: of the samples of that class with class
@@ -102,15 +102,15 @@ _LOSS = f"""weight : Tensor [C], optional
 
     Raises
     ------
-    {_ERRORS.format(weight="`weight`")}
+    {_ERRORS.format(weight="`weight`", unless=" with class indices", more="")}
 
     Notes
     -----
     Logits and gradient pass through memory once. Arithmetic is in float32 for float16, bfloat16 and float32; gradients in
     float16 and bfloat16 saturate at the largest finite number. With logits of float16 and one loss the gradient is computed
-    in the backward pass, with the factor that arrives (a GradScaler's): what "mean" divides is rounded once. Second
-    derivatives (``create_graph=True``, ``torch.func``), and the gradients of dense targets and of their weight, are those
-    of :mod:`gradamp.reference`."""
+    in the backward pass, with the factor that arrives (a GradScaler's): what "mean" divides is rounded once; losses of samples
+    ("none") have gradients of float16 before that. Second derivatives (``create_graph=True``, ``torch.func``), and the
+    gradients of dense targets and of their weight, are those of :mod:`gradamp.reference`."""
 
 _LAYER = f"""class_weight : Tensor [C], optional
         A factor for the samples of every class, as `weight` of :func:`torch.nn.functional.cross_entropy`.
@@ -134,7 +134,7 @@ _TEXTS = {
 
     Raises
     ------
-    {_ERRORS.format(weight="`class_weight`")}
+    {_ERRORS.format(weight="`class_weight`", unless="", more="")}
 
     Notes
     -----
@@ -163,8 +163,9 @@ _TEXTS = {
 
     Raises
     ------
-    {_ERRORS.format(weight="`class_weight`")}
-        Of second derivatives too. Also ValueError if this rank does not hold the classes that it should.""",
+    {_ERRORS.format(weight="`class_weight`", unless="", more="; of second derivatives")}
+    ValueError
+        If this rank does not hold the classes that it should.""",
     "exp": f"{_ALPHA['exp']}\n    {_TARGET_VALUES.format(targets='(0, 2)')}",
     "pow3": f"{_ALPHA['pow3']}\n    {_TARGET_VALUES.format(targets='(0, 2)')}",
     "linear": _TARGET_VALUES.format(targets="(-1, 1)"),

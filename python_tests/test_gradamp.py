@@ -298,6 +298,9 @@ def test_bad_input(f):
         f(x, t, weight=torch.ones(5, requires_grad=True))
     with pytest.raises(RuntimeError, match="weight"):
         F.cross_entropy(x, t, weight=torch.ones(5, requires_grad=True))
+    for g in (f, F.cross_entropy):
+        with pytest.raises((ValueError, RuntimeError), match="ignore_index"):
+            g(x, torch.rand(4, 5), ignore_index=2)
     with pytest.raises(TypeError, match="unexpected keyword argument 'weights'"):
         f(x, t, weights=torch.ones(5))
 
