@@ -2,17 +2,18 @@
 
 `python benchmarks/bench_gradamp.py [--quick]`. Losses of logits count one read and one write of them ("of copy": share
 of the bandwidth of a copy of that size, timed in turn); the fused last layer is beside the unfused one, with the memory
-that each takes beyond its inputs and returned gradients. One thread on the CPU.
+that each takes beyond its inputs and returned gradients, in a process of its own. One thread on the CPU.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import time_interleaved
+from common import Skipped, machine, peak_memory, print_result, print_rows, run_in_process, time_interleaved
 
 import gradamp
 from gradamp import reference
@@ -90,68 +91,76 @@ def check(x: torch.Tensor, target: torch.Tensor) -> None:
         torch.testing.assert_close(grad, expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
 
 
-def measure_layer(n: int, d: int, c: int, device: str, rounds: int) -> list[dict[str, Any]]:
+Layer = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # hidden units [N, D], weights [C, D], biases [C]
+HEADS: dict[str, Callable[[Layer, torch.Tensor], torch.Tensor]] = {
+    "linear_exp_ga": lambda layer, target: gradamp.linear_exp_ga(*layer, target),
+    "linear, exp_ga": lambda layer, target: gradamp.exp_ga(F.linear(*layer), target),
+    "linear, exp_ga in place": lambda layer, target: gradamp.exp_ga(F.linear(*layer), target, inplace=True),
+    "linear, cross_entropy": lambda layer, target: F.cross_entropy(F.linear(*layer), target),
+}
+
+
+def make_layer(n: int, d: int, c: int, device: str) -> tuple[Layer, torch.Tensor]:
     torch.manual_seed(0)
-    hidden = torch.randn(n, d, device=device, requires_grad=True)
-    weight = (torch.randn(c, d, device=device) * 0.02).requires_grad_()
-    bias = torch.zeros(c, device=device, requires_grad=True)
-    target = torch.randint(c, (n,), device=device)
-    inputs = (hidden, weight, bias)
+    hidden = torch.randn(n, d, device=device)
+    weight = torch.randn(c, d, device=device).mul_(0.02)
+    layer = (hidden.requires_grad_(), weight.requires_grad_(), torch.zeros(c, device=device, requires_grad=True))
+    return layer, torch.randint(c, (n,), device=device)
 
-    def step(loss: Any) -> Any:
-        return waiting(lambda: torch.autograd.grad(loss(), inputs), device)
 
-    def fused() -> torch.Tensor:
-        return gradamp.linear_exp_ga(hidden, weight, bias, target)
+def measure_layer(n: int, d: int, c: int, device: str, rounds: int) -> list[dict[str, Any]]:
+    layer, target = make_layer(n, d, c, device)
 
-    def unfused() -> torch.Tensor:
-        return gradamp.exp_ga(F.linear(hidden, weight, bias), target)
+    def step(name: str) -> Any:
+        return waiting(lambda: torch.autograd.grad(HEADS[name](layer, target), layer), device)
 
-    def cross_entropy() -> torch.Tensor:
-        return F.cross_entropy(F.linear(hidden, weight, bias), target)
-
-    for ours, theirs in zip(torch.autograd.grad(fused(), inputs), torch.autograd.grad(unfused(), inputs), strict=True):
+    fused, unfused = (torch.autograd.grad(HEADS[name](layer, target), layer) for name in list(HEADS)[:2])
+    for ours, theirs in zip(fused, unfused, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * theirs.abs().max().item())
-    candidates = {
-        "linear_exp_ga": step(fused),
-        "linear, exp_ga": step(unfused),
-        "linear, cross_entropy": step(cross_entropy),
-    }
-    beyond = {name: memory_beyond(call, inputs, device) for name, call in candidates.items()}
-    times = time_interleaved(candidates, rounds=rounds)
+    del fused, unfused
+    if device == "cpu":
+        beyond = {name: process_memory_beyond(name, n, d, c) for name in HEADS}
+    else:
+        beyond = {name: cuda_memory_beyond(step(name), layer) for name in HEADS}
+    times = time_interleaved({name: step(name) for name in HEADS}, rounds=rounds)
     return [
         {
             "what": name, "shape": f"{n}x{d}x{c}", "ms": 1e3 * seconds[1], "p20 ms": 1e3 * seconds[0],
             "p80 ms": 1e3 * seconds[2], "x unfused": times["linear, exp_ga"][1] / seconds[1],
-            "memory of logits": beyond[name] / (4 * n * c) if beyond[name] is not None else "unknown",
+            "MB beyond": beyond[name] / 1e6, "of logits": beyond[name] / (4 * n * c),
         }
         for name, seconds in times.items()
     ]  # fmt: skip
 
 
-def memory_beyond(call: Any, inputs: tuple[torch.Tensor, ...], device: str) -> float | None:
-    """Bytes at the peak beyond what was there before and the returned gradients; None where the system does not tell."""
-    returned = sum(t.nbytes for t in inputs)
-    if device != "cpu":
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        call()
-        return torch.cuda.max_memory_allocated() - before - returned
+def cuda_memory_beyond(call: Any, layer: Layer) -> int:
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    return torch.cuda.max_memory_allocated() - before - sum(t.nbytes for t in layer)
+
+
+def process_memory_beyond(name: str, *sizes: int) -> float:
     try:
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")  # resets the peak
-        before = resident("VmRSS")
-        call()
-        return max(0.0, resident("VmHWM") - before - returned)
-    except OSError:
-        return None
+        return run_in_process(__file__, "memory", name, *sizes)["bytes"]
+    except Skipped:
+        return float("nan")  # the system does not tell
 
 
-def resident(field: str) -> float:
-    with open("/proc/self/status") as file:
-        return next(1024.0 * int(line.split()[1]) for line in file if line.startswith(field + ":"))
+def memory_beyond(name: str, n: int, d: int, c: int) -> dict[str, Any]:
+    """Bytes at the peak beyond the inputs and the returned gradients, in a process of its own."""
+    torch.set_num_threads(1)
+    small, few = make_layer(64, d, 512, "cpu")
+    torch.autograd.grad(HEADS[name](small, few), small)  # loads what is loaded late
+    layer, target = make_layer(n, d, c, "cpu")
+    grads, extra = peak_memory(lambda: torch.autograd.grad(HEADS[name](layer, target), layer))
+    return {"bytes": extra - sum(grad.nbytes for grad in grads)}
 
 
 if __name__ == "__main__":
-    for row in run("--quick" in sys.argv):
-        print("  ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()), flush=True)
+    if sys.argv[1:2] == ["memory"]:
+        case, *sizes = sys.argv[2:]
+        print_result(lambda: memory_beyond(case, *map(int, sizes)))
+    else:
+        print(machine())
+        print_rows(run("--quick" in sys.argv))

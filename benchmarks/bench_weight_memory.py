@@ -11,52 +11,23 @@ huge pages and what a first call loads.
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import torch
-from common import Skipped, machine, print_rows
+from common import machine, peak_memory, print_result, print_rows, run_in_process
 
 import weight_compression as wc
 
 SLACK = 8 << 20
-STATUS = Path("/proc/self/status")
 CASES = ("compress", "decompress new", "decompress out", "accumulate", "save_file", "load_file")
 FLOORS = (5.0, 6.0)  # of Gaussian values: about 200 and 400 levels
 
 
 def run(quick: bool = False) -> list[dict]:
-    if not Path("/proc/self/clear_refs").exists():
-        raise Skipped("needs Linux's /proc")
     numel = (1 << 22) if quick else (1 << 26)
-    return [_run_child(case, floor, numel) for floor in FLOORS for case in CASES]
-
-
-def _run_child(case: str, floor: float, numel: int) -> dict:
-    command = [sys.executable, __file__, case, str(floor), str(numel), str(torch.get_num_threads())]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise RuntimeError(f"{case}: {done.stderr}")
-    result = json.loads(done.stdout)
-    if "skipped" in result:
-        raise Skipped(result["skipped"])
-    return result
-
-
-def _resident(name: str) -> int:
-    """Bytes of a line of /proc/self/status."""
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(name + ":"))
-    return 1024 * int(line.split()[1])
-
-
-def _reset_peak() -> None:
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError as error:
-        raise Skipped(f"the peak cannot be set back: {error}") from error
+    return [run_in_process(__file__, case, floor, numel, torch.get_num_threads()) for floor in FLOORS for case in CASES]
 
 
 def measure_case(case: str, floor: float, numel: int) -> dict:
@@ -82,10 +53,7 @@ def measure_case(case: str, floor: float, numel: int) -> dict:
             "save_file": lambda: wc.save_file({"w": x}, path, config),
             "load_file": lambda: wc.load_file(path),
         }
-        _reset_peak()
-        before = _resident("VmRSS")
-        result = calls[case]()
-        extra = _resident("VmHWM") - before
+        result, extra = peak_memory(calls[case])
         del result
         info = wc.payload_info(wc.compress(x, config) if payload is None else payload)
     symbol = 1 if info.levels <= 256 else 2
@@ -116,11 +84,7 @@ def main() -> None:
         return
     case, floor, numel, threads = sys.argv[1:]
     torch.set_num_threads(int(threads))
-    try:
-        result = measure_case(case, float(floor), int(numel))
-    except Skipped as reason:
-        result = {"skipped": str(reason)}
-    json.dump(result, sys.stdout)
+    print_result(lambda: measure_case(case, float(floor), int(numel)))
 
 
 if __name__ == "__main__":

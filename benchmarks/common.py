@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import platform
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -66,6 +70,49 @@ def fma_rate(dtype: torch.dtype, device: str = "cpu", rounds: int = 9) -> float:
     """Floating-point operations per second of the library's matrix product."""
     call, work = fma_call(dtype, device)
     return work / time_interleaved({"mm": call}, rounds=rounds)["mm"][1]
+
+
+def peak_memory(call: Callable[[], Any]) -> tuple[Any, int]:
+    """What `call` returns, and the highest resident memory meanwhile less that before, in bytes.
+
+    The peak is the kernel's VmHWM, set back through ``/proc/self/clear_refs``; it counts pages of mapped files too. Memory
+    that was freed before but not returned to the system hides what takes its place: measure in a process of its own.
+    """
+    if not Path("/proc/self/clear_refs").exists():
+        raise Skipped("peak memory needs Linux's /proc")
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError as error:
+        raise Skipped(f"the peak of memory cannot be set back: {error}") from error
+    before = _resident("VmRSS")
+    result = call()
+    return result, _resident("VmHWM") - before
+
+
+def _resident(name: str) -> int:
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(next(line for line in status.splitlines() if line.startswith(name + ":")).split()[1])
+
+
+def run_in_process(file: str, *arguments: Any) -> dict[str, Any]:
+    """What the benchmark `file` prints by :func:`print_result` when a fresh interpreter runs it with `arguments`."""
+    command = [sys.executable, file, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command[1:])}: {done.stderr}")
+    result = json.loads(done.stdout)
+    if "skipped" in result:
+        raise Skipped(result["skipped"])
+    return result
+
+
+def print_result(measure: Callable[[], dict[str, Any]]) -> None:
+    """The other end of :func:`run_in_process`."""
+    try:
+        result = measure()
+    except Skipped as reason:
+        result = {"skipped": str(reason)}
+    json.dump(result, sys.stdout)
 
 
 def machine() -> dict[str, Any]:

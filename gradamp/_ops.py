@@ -1,12 +1,14 @@
 """Step 3 of *lose*: the only file of this room that takes ``data_ptr()``.
 
 ``gradamp::amplify`` and ``gradamp::linear_amplify`` return a loss together with its gradient; their backward passes
-multiply that gradient by the one that arrives, in place and without waiting for the device. Derivatives of the gradient
-come from :mod:`gradamp.reference`.
+multiply that gradient by the one that arrives, in place and without waiting for the device, or compute it then. All other
+derivatives come from :mod:`gradamp.reference`.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,24 +20,31 @@ from platonic_core.launch import pointer, where
 from platonic_core.memory import recycled
 
 __all__ = [
-    "REDUCTIONS",
     "amplify",
     "amplify_",
     "amplify_chunk",
     "arithmetic",
     "check_weight",
     "denominator",
+    "hand_out",
+    "is_transformed",
     "partials",
     "scale_",
-    "scaled",
 ]
 
 # N samples, C classes, d1, ... further dimensions, P their product
 
-REDUCTIONS = ("none", "sum", "mean")
 _kernels = _C.gradamp
 _TYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
 _STREAMED_FROM = 32 << 20  # bytes of a gradient that no cache will keep
+
+
+def is_transformed() -> bool:
+    """Whether a transform of ``torch.func`` is at work, whose derivatives and batches the ops do not know.
+
+    torch has no documented question for it: ops can be told of vmap, but not of forward-mode derivatives (jvp, hessian).
+    """
+    return torch._C._are_functorch_transforms_active()
 
 
 def arithmetic(dtype: torch.dtype) -> torch.dtype:
@@ -102,23 +111,18 @@ def denominator(
 
 
 def _run(
-    x: torch.Tensor,
-    target: torch.Tensor,
-    weight: torch.Tensor | None,
-    kind: str,
-    reduction: str,
-    ignore_index: int,
-    settings: tuple[float, ...],
-    grad: torch.Tensor | None,
-) -> torch.Tensor:
+    x: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None, factor: torch.Tensor | None, kind: str,
+    reduction: str, ignore_index: int, settings: Sequence[float], grad: torch.Tensor | None,
+) -> torch.Tensor:  # fmt: skip
     """The loss; the gradient goes to `grad`, of the layout of `x`, which is contiguous or channels-last."""
     _check(x, target, weight)
     wide = arithmetic(x.dtype)
     dense = target.to(wide) if target.is_floating_point() else None
     indices = target.contiguous() if dense is None else None
     weight = None if weight is None else weight.to(wide).contiguous()
+    factor = None if factor is None else factor.to(wide)
     samples = (x.shape[0], *x.shape[2:])
-    pixels = _product(samples[1:])
+    pixels = math.prod(samples[1:])
     shape = (x.shape[0], x.shape[1], pixels)
     if _is_channels_last(x):
         dense = None if dense is None else dense.movedim(1, -1).contiguous()
@@ -134,18 +138,11 @@ def _run(
     scratch = partials(x.device)
     _kernels.amplify(
         KINDS.index(kind), _TYPES[x.dtype], shape, x.data_ptr(), pointer(grad), pointer(indices), pointer(dense),
-        pointer(weight), ignore_index, 0, x.shape[1], settings, x.numel() * x.itemsize >= _STREAMED_FROM,
-        pointer(divide_by) if reduction == "mean" else 0, reduction == "none", False, losses.data_ptr(),
-        pointer(scratch), *where(x),
+        pointer(weight), ignore_index, 0, x.shape[1], tuple(settings), x.numel() * x.itemsize >= _STREAMED_FROM,
+        pointer(divide_by) if reduction == "mean" else 0, pointer(factor), reduction == "none", False,
+        losses.data_ptr(), pointer(scratch), *where(x),
     )  # fmt: skip
     return losses.to(wide).view(() if reduction != "none" else samples)
-
-
-def _product(sizes: tuple[int, ...]) -> int:
-    product = 1
-    for size in sizes:
-        product *= size
-    return product
 
 
 @torch.library.custom_op("gradamp::amplify", mutates_args=())
@@ -153,14 +150,11 @@ def amplify(
     x: torch.Tensor,  # [N, C, d1, ...]
     target: torch.Tensor,  # int64 [N, d1, ...] or floating point [N, C, d1, ...]
     weight: torch.Tensor | None,  # [C]
+    factor: torch.Tensor | None,  # [], of the gradient alone
     kind: str,
     reduction: str,
     ignore_index: int,
-    alpha: float,
-    beta: float,
-    max_input: float,
-    t_neg: float,
-    t_pos: float,
+    settings: list[float],
     with_gradient: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The loss, [] or [N, d1, ...], and its gradient like x ([0] without); see csrc/gradamp/amplify.h."""
@@ -168,15 +162,14 @@ def amplify(
     if not x.is_contiguous() and not _is_channels_last(x):
         x = x.contiguous()
     grad = _like(x, x.dtype) if with_gradient else None
-    settings = (alpha, beta, max_input, t_neg, t_pos)
-    loss = _run(x, target, weight, kind, reduction, ignore_index, settings, grad)
+    loss = _run(x, target, weight, factor, kind, reduction, ignore_index, settings, grad)
     return loss, x.new_empty(0) if grad is None else grad
 
 
 @amplify.register_fake
 def _(
-    x: torch.Tensor, target: torch.Tensor, weight: Any, kind: str, reduction: str, ignore_index: int,
-    alpha: float, beta: float, max_input: float, t_neg: float, t_pos: float, with_gradient: bool,
+    x: torch.Tensor, target: torch.Tensor, weight: Any, factor: Any, kind: str, reduction: str, ignore_index: int,
+    settings: list[float], with_gradient: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     _check(x, target, weight)
     samples = (x.shape[0], *x.shape[2:]) if reduction == "none" else ()
@@ -189,13 +182,14 @@ def _(
 
 
 def amplify_(
-    x: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None, kind: str, reduction: str, ignore_index: int,
-    settings: tuple[float, ...],
+    x: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None, factor: torch.Tensor | None,
+    with_gradient: bool, kind: str, reduction: str, ignore_index: int, settings: Sequence[float],
 ) -> torch.Tensor:  # fmt: skip
     """The loss; the gradient takes the place of `x`."""
     if not x.is_contiguous() and not _is_channels_last(x):
         raise ValueError("inplace=True needs logits that are contiguous or channels-last")
-    return _run(x, target, weight, kind, reduction, ignore_index, settings, x)
+    grad = x if with_gradient else None
+    return _run(x, target, weight, factor, kind, reduction, ignore_index, settings, grad)
 
 
 def amplify_chunk(
@@ -210,40 +204,62 @@ def amplify_chunk(
     _kernels.amplify(
         KINDS.index(amplifier.kind), _TYPES[x.dtype], (x.shape[0], x.shape[1], 1), x.data_ptr(),
         x.data_ptr() if with_gradient else 0, target.data_ptr(), 0, pointer(weight), ignore_index, first_class,
-        classes, amplifier.settings, False, pointer(divide_by), False, True, losses.data_ptr(), pointer(scratch), *where(x),
+        classes, tuple(amplifier.settings), False, pointer(divide_by), 0, False, True, losses.data_ptr(),
+        pointer(scratch), *where(x),
     )  # fmt: skip
 
 
-def scale_(grad: torch.Tensor, factor: torch.Tensor) -> None:
-    """grad [N, C, d1, ...] *= factor, [N, d1, ...] or []. A factor of 1 costs nothing, on CUDA one launch."""
+# custom_op would take ten times as long to get here: for small batches longer than the kernel.
+torch.library.define("gradamp::scale_", "(Tensor(a!) grad, Tensor factor) -> ()")
+
+
+@torch.library.impl("gradamp::scale_", ("cpu", "cuda"))
+def _(grad: torch.Tensor, factor: torch.Tensor) -> None:
     factor = factor.to(arithmetic(grad.dtype)).contiguous()
     if factor.ndim == 0:
         shape = (1, 1, grad.numel())
     elif _is_channels_last(grad):
         shape = (factor.numel(), grad.shape[1], 1)
     else:
-        shape = (grad.shape[0], grad.shape[1], _product(tuple(grad.shape[2:])))
+        shape = (grad.shape[0], grad.shape[1], math.prod(grad.shape[2:]))
     _kernels.scale_gradient(
         _TYPES[grad.dtype], shape, grad.data_ptr(), factor.data_ptr(), factor.ndim > 0, *where(grad)
     )  # fmt: skip
 
 
-def scaled(grad: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """`grad` times `factor`: in place, unless it is traced or another backward pass may need it."""
-    traced = (
-        torch.compiler.is_compiling()
-        or type(grad) is not torch.Tensor
-        or torch._C._functorch.is_functorch_wrapped_tensor(grad)
-        or torch._C._len_torch_dispatch_stack() > 0
-    )
-    if traced or torch._C._autograd._get_current_graph_task_keep_graph():
-        return (grad * (factor.unsqueeze(1) if factor.ndim else factor)).to(grad.dtype)
-    scale_(grad, factor)
-    return grad
+@torch.library.register_fake("gradamp::scale_")
+def _(grad: torch.Tensor, factor: torch.Tensor) -> None: ...
+
+
+def scale_(grad: torch.Tensor, factor: torch.Tensor) -> None:
+    """grad [N, C, d1, ...] *= factor, [N, d1, ...] or []. A factor of 1 costs nothing, on CUDA one launch."""
+    torch.ops.gradamp.scale_(grad, factor)
+
+
+def _times(grad: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    return (grad * (factor.unsqueeze(1) if factor.ndim else factor)).to(grad.dtype)
+
+
+def hand_out(
+    ctx: Any, grads: Sequence[torch.Tensor], factor: torch.Tensor, compute: Callable[[], Sequence[torch.Tensor]]
+) -> list[torch.Tensor]:
+    """The saved gradients times `factor`, in their place; `compute` makes them anew for every later backward pass.
+
+    Traced gradients are multiplied by plain torch.
+    """
+    if torch.compiler.is_compiling() or any(type(t) is not torch.Tensor for t in (*grads, factor)):
+        return [_times(grad, factor) for grad in grads]
+    grads = (
+        compute() if hasattr(ctx, "handed_out") else [grad.data for grad in grads]
+    )  # .data: with a version of its own
+    ctx.handed_out = True
+    for grad in grads:
+        scale_(grad, factor)
+    return list(grads)
 
 
 def _save(ctx: Any, inputs: Any, output: Any) -> None:
-    x, target, weight, ctx.kind, ctx.reduction, ctx.ignore_index, *ctx.settings, ctx.with_gradient = inputs
+    x, target, weight, _, *ctx.options, ctx.now = inputs
     ctx.save_for_backward(x, target, weight, output[1])
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)  # zeros for output[1], as large as the logits
@@ -251,18 +267,26 @@ def _save(ctx: Any, inputs: Any, output: Any) -> None:
 
 def _backward(ctx: Any, factor: torch.Tensor | None, _: Any) -> tuple[torch.Tensor | None, ...]:
     if factor is None:
-        return (None,) * 12
-    x, target, weight, grad = ctx.saved_tensors
-    if torch.is_grad_enabled():  # a second derivative may be asked for
-        alpha, beta, max_input, *target_values = ctx.settings
-        amplifier = Amplifier(ctx.kind, alpha, beta, max_input, tuple(target_values))
-        plain = reference.gradient(
-            x, target, amplifier, weight=weight, ignore_index=ctx.ignore_index, reduction=ctx.reduction
-        )
-        scaled_grad = (plain * (factor.unsqueeze(1) if factor.ndim else factor)).to(x.dtype)
-    else:
-        scaled_grad = scaled(grad, factor)
-    return scaled_grad, *(None,) * 11
+        return (None,) * 9
+    x, target, weight, saved = ctx.saved_tensors
+    kind, reduction, ignore_index, settings = ctx.options
+    amplifier = Amplifier.of(kind, settings)
+    for_x, for_target, for_weight, *_ = ctx.needs_input_grad
+    grad = grad_target = grad_weight = None
+
+    def compute(factor: torch.Tensor | None = None) -> torch.Tensor:
+        return amplify(x, target, weight, factor, kind, reduction, ignore_index, settings, True)[1]
+
+    if for_x and torch.is_grad_enabled():  # a second derivative may be asked for
+        plain = reference.gradient(x, target, amplifier, weight=weight, ignore_index=ignore_index, reduction=reduction)
+        grad = _times(plain, factor).to(x.dtype)
+    elif for_x and ctx.now:
+        (grad,) = hand_out(ctx, [saved], factor, lambda: [compute()])
+    elif for_x:
+        grad = compute(factor)
+    if for_target or for_weight:
+        grad_target, grad_weight = reference.target_gradients(x, target, amplifier, weight, reduction, factor)
+    return grad, grad_target, grad_weight, *(None,) * 6
 
 
 amplify.register_autograd(_backward, setup_context=_save)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 __all__ = ["KINDS", "MAX_INPUT", "Amplifier"]
@@ -39,16 +40,18 @@ class Amplifier:
             raise ValueError(f"expected beta >= 0, got {self.beta}")
         if not -_LARGEST_MAX_INPUT <= self.max_input <= _LARGEST_MAX_INPUT:
             raise ValueError(f"expected max_input in [-80, 80], got {self.max_input}")
-        if len(self.target_values) != 2 or not all(math.isfinite(t) for t in self.target_values):
-            raise ValueError(f"expected target_values (t_neg, t_pos), two finite numbers, got {self.target_values}")
+        if len(set(self.target_values)) != 2 or not all(math.isfinite(t) for t in self.target_values):
+            raise ValueError(
+                f"expected target_values (t_neg, t_pos), two different finite numbers, got {self.target_values}"
+            )
 
     @property
-    def settings(self) -> tuple[float, float, float, float, float]:
-        """alpha, beta, max_input, t_neg, t_pos: what the ops take."""
-        return (
-            float(self.alpha),
-            float(self.beta),
-            float(self.max_input),
-            float(self.target_values[0]),
-            float(self.target_values[1]),
-        )
+    def settings(self) -> list[float]:
+        """alpha, beta, max_input, t_neg, t_pos: what the ops take beside `kind`."""
+        return [float(number) for number in (self.alpha, self.beta, self.max_input, *self.target_values)]
+
+    @classmethod
+    def of(cls, kind: str, settings: Sequence[float]) -> Amplifier:
+        """The amplifier of these :attr:`settings`."""
+        alpha, beta, max_input, t_neg, t_pos = settings
+        return cls(kind, alpha, beta, max_input, (t_neg, t_pos))

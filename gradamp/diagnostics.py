@@ -37,7 +37,8 @@ class GradientRecorder:
       loss would have it with reduction "sum", if `scale_by_batch`;
     - ``normalizers[epoch]``: the mean of s = sum_i e^(x_i) over samples, the size of the softmax's denominator.
 
-    Nothing is changed in the network; sums stay on its device until the epoch ends.
+    Nothing is changed in the network; sums stay on its device until the epoch ends. Gradients are recorded as they pass: with
+    a GradScaler, times its scale.
 
     Parameters
     ----------

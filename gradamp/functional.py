@@ -2,61 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from gradamp import _ops, reference
 from gradamp.amplifier import MAX_INPUT, Amplifier
+from gradamp.options import LossOptions, check_reduction, documented, refuse_gradient
+
+if TYPE_CHECKING:
+    from gradamp.options import Unpack
 
 __all__ = ["amplified_loss", "exp_ga", "linear_mse", "pow3_ga", "predict_proba"]
 
-_OPTIONS = """weight : Tensor [C], optional
-        A factor for every class, as in :func:`torch.nn.functional.cross_entropy`: of the samples of that class with class
-        indices, of the terms of that class with dense targets.
-    ignore_index : int, default -100
-        Samples of this class index have no loss and no gradient.
-    reduction : {"mean", "sum", "none"}, default "mean"
-        "mean" divides by the number of samples (pixels), or their weight, that are not ignored; an empty batch gives
-        NaN, as in torch.
-    target_values : (float, float)
-        The targets (t_neg, t_pos) that class indices stand for. Dense targets are taken as they are.
-    inplace : bool, default False
-        Write the gradient over the logits, which must not be used afterwards and may be contiguous or channels-last.
-        Saves the memory of the gradient. No effect where no gradient is needed, or inside ``torch.compile``. Second
-        derivatives are refused.
 
-    Returns
-    -------
-    Tensor, [] or [N, d1, ...] with reduction "none"
-        Of float32 for 16-bit logits: without a normaliser the loss of a sample grows with the number of classes.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If a dtype, a shape or an option is not as above.
-    IndexError
-        If a class index is out of range (on CUDA: a device-side assertion, as in torch).
-
-    Notes
-    -----
-    Logits and gradient pass through memory once. Arithmetic is in float32 for float16, bfloat16 and float32; gradients in
-    float16 and bfloat16 saturate at the largest finite number. Second derivatives (``create_graph=True``,
-    ``torch.func``) are computed by :mod:`gradamp.reference`."""
-
-
+@documented
 def exp_ga(
     input: Tensor,
     target: Tensor,
     *,
-    weight: Tensor | None = None,
-    ignore_index: int = -100,
-    reduction: str = "mean",
-    target_values: tuple[float, float] = (0.0, 2.0),
     alpha: float = 0.5,
     max_input: float = MAX_INPUT,
-    inplace: bool = False,
+    target_values: tuple[float, float] = (0.0, 2.0),
+    **options: Unpack[LossOptions],
 ) -> Tensor:
     """Exponential gradient amplification: y = alpha e^x, gradient y - t (thesis, sections 4.5 and 4.6, table 4.2).
 
@@ -64,31 +33,22 @@ def exp_ga(
 
     Parameters
     ----------
-    input : Tensor [C], [N, C] or [N, C, d1, ...]
-        Pre-activations x: no softmax.
-    target : Tensor
-        Class indices of int64, [], [N] or [N, d1, ...], or dense targets of floating point, shaped like `input`.
-    alpha : float, default 0.5
-    max_input : float, default 16
-        Above it y continues as the straight line alpha e^max_input (1 + x - max_input), and the loss as its integral, so
-        that neither overflows. In [-80, 80].
-    {options}
+    {logits}
+    {exp}
+    {loss options}
     """
-    amplifier = Amplifier("exp", alpha=alpha, max_input=max_input, target_values=target_values)
-    return amplified_loss(input, target, amplifier, weight, ignore_index, reduction, inplace)
+    return amplified_loss(input, target, Amplifier("exp", alpha, 0, max_input, target_values), **options)
 
 
+@documented
 def pow3_ga(
     input: Tensor,
     target: Tensor,
     *,
-    weight: Tensor | None = None,
-    ignore_index: int = -100,
-    reduction: str = "mean",
-    target_values: tuple[float, float] = (0.0, 2.0),
     alpha: float = 0.001,
     beta: float = 0.0,
-    inplace: bool = False,
+    target_values: tuple[float, float] = (0.0, 2.0),
+    **options: Unpack[LossOptions],
 ) -> Tensor:
     """Cubic gradient amplification: y = alpha x^3 + beta, gradient y - t (thesis, sections 4.7 and 4.8, table 4.2).
 
@@ -96,27 +56,20 @@ def pow3_ga(
 
     Parameters
     ----------
-    input : Tensor [C], [N, C] or [N, C, d1, ...]
-        Pre-activations x: no softmax.
-    target : Tensor
-        Class indices of int64, [], [N] or [N, d1, ...], or dense targets of floating point, shaped like `input`.
-    alpha : float, default 0.001
-    beta : float, default 0
-    {options}
+    {logits}
+    {pow3}
+    {loss options}
     """
-    amplifier = Amplifier("pow3", alpha=alpha, beta=beta, target_values=target_values)
-    return amplified_loss(input, target, amplifier, weight, ignore_index, reduction, inplace)
+    return amplified_loss(input, target, Amplifier("pow3", alpha, beta, target_values=target_values), **options)
 
 
+@documented
 def linear_mse(
     input: Tensor,
     target: Tensor,
     *,
-    weight: Tensor | None = None,
-    ignore_index: int = -100,
-    reduction: str = "mean",
     target_values: tuple[float, float] = (-1.0, 1.0),
-    inplace: bool = False,
+    **options: Unpack[LossOptions],
 ) -> Tensor:
     """Linear outputs: y = x, gradient x - t (thesis, section 4.3, table 4.2).
 
@@ -124,91 +77,80 @@ def linear_mse(
 
     Parameters
     ----------
-    input : Tensor [C], [N, C] or [N, C, d1, ...]
-        Outputs x.
-    target : Tensor
-        Class indices of int64, [], [N] or [N, d1, ...], or dense targets of floating point, shaped like `input`.
-    {options}
+    {logits}
+    {linear}
+    {loss options}
     """
-    amplifier = Amplifier("linear", target_values=target_values)
-    return amplified_loss(input, target, amplifier, weight, ignore_index, reduction, inplace)
-
-
-for _function in (exp_ga, pow3_ga, linear_mse):
-    if _function.__doc__:  # absent under python -OO
-        _function.__doc__ = _function.__doc__.replace("{options}", _OPTIONS)
-
-
-def check_reduction(reduction: str, known: tuple[str, ...] = _ops.REDUCTIONS) -> None:
-    if reduction not in known:
-        raise ValueError(f"expected reduction of {', '.join(known)}, got {reduction!r}")
+    return amplified_loss(input, target, Amplifier("linear", target_values=target_values), **options)
 
 
 def amplified_loss(
     input: Tensor,
     target: Tensor,
     amplifier: Amplifier,
-    weight: Tensor | None,
-    ignore_index: int,
-    reduction: str,
-    inplace: bool,
+    *,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    inplace: bool = False,
 ) -> Tensor:
     """The loss of any amplifier, with the arguments of :func:`exp_ga`."""
-    check_reduction(reduction)
-    for name, tensor in (("target", target), ("weight", weight)):
-        if tensor is not None and tensor.requires_grad:
-            raise NotImplementedError(
-                f"the gradient of {name} is not computed: detach it, or use gradamp.reference.loss"
-            )
+    check_reduction(reduction, ("none", "sum", "mean"))
+    dense = target.is_floating_point()
+    if not dense:
+        refuse_gradient("weight", weight)
+    elif ignore_index >= 0:
+        raise ValueError(
+            f"expected no ignore_index of a class with dense targets, got {ignore_index}: use weights of 0"
+        )
     if input.ndim == 1:
-        input, target = input.unsqueeze(0), target.unsqueeze(0)
-        if reduction == "none":
-            return amplified_loss(input, target, amplifier, weight, ignore_index, "none", inplace)[0]
-    if torch._C._are_functorch_transforms_active():  # torch.func: grad, vmap, jvp and what they compose to
+        loss = amplified_loss(
+            input.unsqueeze(0), target.unsqueeze(0), amplifier,
+            weight=weight, ignore_index=ignore_index, reduction=reduction, inplace=inplace,
+        )  # fmt: skip
+        return loss[0] if reduction == "none" else loss
+    if _ops.is_transformed():
         return reference.loss(input, target, amplifier, weight=weight, ignore_index=ignore_index, reduction=reduction)
-    # The smallest float16 is 6e-8: a gradient divided by the number of pixels would vanish before a GradScaler's factor,
-    # which comes with the backward pass, could save it. The gradient of the sum is kept instead, and divided there.
-    if reduction == "mean" and input.dtype == torch.float16:
-        total = amplified_loss(input, target, amplifier, weight, ignore_index, "sum", inplace)
-        if target.is_floating_point():
-            return total / torch.full((), input[:, 0].numel(), device=input.device)
-        return total / _weight_of_samples(target, weight, ignore_index)
-    with_gradient = torch.is_grad_enabled() and input.requires_grad
-    options = (weight, amplifier.kind, reduction, ignore_index)
-    if inplace and with_gradient and not torch.compiler.is_compiling():
-        return _InPlace.apply(input, target, *options, amplifier.settings)
-    return _ops.amplify(input, target, *options, *amplifier.settings, with_gradient)[0]
-
-
-def _weight_of_samples(target: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
-    """What a mean over samples with class indices divides by, in plain torch."""
-    kept = target != ignore_index
-    if weight is None:
-        return kept.sum()
-    return torch.where(kept, weight.float()[torch.where(kept, target, 0)], 0.0).sum()
+    needs_gradient = torch.is_grad_enabled() and input.requires_grad
+    # In float16 the gradient of one loss waits for the backward pass and its factor: see the notes on float16 above.
+    now = needs_gradient and (input.dtype != torch.float16 or reduction == "none")
+    options = (amplifier.kind, reduction, ignore_index, amplifier.settings)
+    if inplace and needs_gradient and not torch.compiler.is_compiling():
+        if dense and any(t is not None and t.requires_grad for t in (target, weight)):
+            raise NotImplementedError("inplace=True has no gradients of targets and weight: the logits are gone")
+        return _InPlace.apply(input, target, weight, *options, now)
+    return _ops.amplify(input, target, weight, None, *options, now)[0]
 
 
 class _InPlace(torch.autograd.Function):
-    """Forward: the loss, the logits becoming the gradient. Backward: hands that out."""
+    """Forward: the loss, the logits becoming the gradient unless that waits. Backward: hands that out."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, target: Tensor, weight: Any, kind: str, reduction: str, ignore_index: int,
-                settings: tuple[float, ...]) -> Tensor:  # fmt: skip
+                settings: list[float], now: bool) -> Tensor:  # fmt: skip
         grad = x.detach()
-        loss = _ops.amplify_(grad, target, weight, kind, reduction, ignore_index, settings)
+        ctx.options = (kind, reduction, ignore_index, settings)
+        ctx.now = now
+        loss = _ops.amplify_(grad, target, weight, None, now, *ctx.options)
         # Whoever saved the logits for a backward pass of its own finds them changed, and says so.
         torch.autograd.graph.increment_version(x)
-        ctx.save_for_backward(grad)
+        ctx.save_for_backward(grad, target, weight)
         return loss
 
     @staticmethod
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or hasattr(ctx, "handed_out"):
             raise NotImplementedError(
-                "inplace=True has no second derivatives, the logits are gone: use inplace=False or gradamp.reference"
+                "inplace=True has one backward pass and no second derivatives, the logits are gone: "
+                "use inplace=False or gradamp.reference"
             )
-        (grad,) = ctx.saved_tensors
-        return _ops.scaled(grad, factor), *(None,) * 6
+        grad, target, weight = ctx.saved_tensors
+        if ctx.now:
+            _ops.scale_(grad.data, factor)
+        else:
+            _ops.amplify_(grad, target, weight, factor, True, *ctx.options)
+        ctx.handed_out = True
+        return grad, *(None,) * 7
 
 
 def predict_proba(logits: Tensor, loss: Any) -> Tensor:

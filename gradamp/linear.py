@@ -6,7 +6,8 @@ loss and gradient in their place, products with hidden units and weights, next c
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,102 +15,64 @@ from torch.nn import functional as F
 
 from gradamp import _ops, reference
 from gradamp.amplifier import MAX_INPUT, Amplifier
-from gradamp.functional import check_reduction
+from gradamp.options import LayerOptions, check_reduction, documented, refuse_gradient
 
-__all__ = ["chunk_classes", "linear_exp_ga", "linear_loss", "linear_pow3_ga"]
+if TYPE_CHECKING:
+    from gradamp.options import Unpack
+
+__all__ = ["chunk_classes", "linear_exp_ga", "linear_loss", "linear_pow3_ga", "prepare"]
 
 # N samples, D hidden units, C classes
 
 _BUFFER_BYTES = 16 << 20  # logits of a chunk: about what a cache shared by all cores keeps
 _FEWEST_CLASSES = 256  # of a chunk: below, the matrix products lose speed
 
-_OPTIONS = """hidden : Tensor [..., D]
-    weight : Tensor [C, D]
-    bias : Tensor [C] or None
-    target : Tensor, int64 [...]
-        Class indices. Dense targets would be as large as the logits; for them there is the loss of the logits.
-    class_weight : Tensor [C], optional
-        A factor for the samples of every class, as `weight` of :func:`torch.nn.functional.cross_entropy`.
-    ignore_index : int, default -100
-        Samples of this class index have no loss and no gradient.
-    reduction : {"mean", "sum"}, default "mean"
-    target_values, {numbers}
-        As in :func:`gradamp.{loss}`.
 
-    Returns
-    -------
-    Tensor, []
-        Of float32 for 16-bit input.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If a dtype, a shape or an option is not as above.
-    IndexError
-        If a class index is out of range (on CUDA: a device-side assertion, as in torch).
-
-    Notes
-    -----
-    Equals ``{loss}(F.linear(hidden, weight, bias), target)``. Gradients are computed with the loss, for those inputs that
-    need one, and multiplied in the backward pass by the gradient that arrives. Beside them, memory holds the logits of a
-    chunk: at most a sixteenth of all classes, or 256. In float16 and bfloat16 the gradient of `hidden` is summed over
-    chunks in float32; in float16 what a mean divides below 6e-8 is lost, and no GradScaler brings it back: prefer bfloat16.
-    Under autocast the matrix products run in its type. Second derivatives hold (N, C) in memory."""
-
-
+@documented
 def linear_exp_ga(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     target: Tensor,
     *,
-    class_weight: Tensor | None = None,
-    ignore_index: int = -100,
-    reduction: str = "mean",
-    target_values: tuple[float, float] = (0.0, 2.0),
     alpha: float = 0.5,
     max_input: float = MAX_INPUT,
+    target_values: tuple[float, float] = (0.0, 2.0),
+    **options: Unpack[LayerOptions],
 ) -> Tensor:
     """A linear layer and :func:`gradamp.exp_ga` of its outputs, without the outputs in memory.
 
     Parameters
     ----------
-    {options}
+    {layer}
+    {exp}
+    {layer options}
     """
-    amplifier = Amplifier("exp", alpha=alpha, max_input=max_input, target_values=target_values)
-    return linear_loss(hidden, weight, bias, target, amplifier, class_weight, ignore_index, reduction)
+    return linear_loss(hidden, weight, bias, target, Amplifier("exp", alpha, 0, max_input, target_values), **options)
 
 
+@documented
 def linear_pow3_ga(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     target: Tensor,
     *,
-    class_weight: Tensor | None = None,
-    ignore_index: int = -100,
-    reduction: str = "mean",
-    target_values: tuple[float, float] = (0.0, 2.0),
     alpha: float = 0.001,
     beta: float = 0.0,
+    target_values: tuple[float, float] = (0.0, 2.0),
+    **options: Unpack[LayerOptions],
 ) -> Tensor:
     """A linear layer and :func:`gradamp.pow3_ga` of its outputs, without the outputs in memory.
 
     Parameters
     ----------
-    {options}
+    {layer}
+    {pow3}
+    {layer options}
     """
-    amplifier = Amplifier("pow3", alpha=alpha, beta=beta, target_values=target_values)
-    return linear_loss(hidden, weight, bias, target, amplifier, class_weight, ignore_index, reduction)
-
-
-for _function, _loss, _numbers in (
-    (linear_exp_ga, "exp_ga", "alpha, max_input"),
-    (linear_pow3_ga, "pow3_ga", "alpha, beta"),
-):
-    if _function.__doc__:  # absent under python -OO
-        _text = _OPTIONS.replace("{loss}", _loss).replace("{numbers}", _numbers)
-        _function.__doc__ = _function.__doc__.replace("{options}", _text)
+    amplifier = Amplifier("pow3", alpha, beta, target_values=target_values)
+    return linear_loss(hidden, weight, bias, target, amplifier, **options)
 
 
 def linear_loss(
@@ -118,30 +81,40 @@ def linear_loss(
     bias: Tensor | None,
     target: Tensor,
     amplifier: Amplifier,
-    class_weight: Tensor | None,
-    ignore_index: int,
-    reduction: str,
+    *,
+    class_weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
 ) -> Tensor:
     """The loss of any amplifier, with the arguments of :func:`linear_exp_ga`."""
-    check_reduction(reduction, ("sum", "mean"))
-    if class_weight is not None and class_weight.requires_grad:
-        raise NotImplementedError("the gradient of class_weight is not computed: detach it")
-    device = hidden.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        hidden, weight = hidden.to(dtype), weight.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
-    hidden, target = hidden.reshape(-1, hidden.shape[-1]), target.reshape(-1)
-    if torch._C._are_functorch_transforms_active():
+    hidden, weight, bias, target = prepare(hidden, weight, bias, target, class_weight, reduction)
+    if _ops.is_transformed():
         return reference.loss(
             F.linear(hidden, weight, bias), target, amplifier,
             weight=class_weight, ignore_index=ignore_index, reduction=reduction,
         )  # fmt: skip
-    needed = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in (hidden, weight, bias)]
     return linear_amplify(
-        hidden, weight, bias, target, class_weight, amplifier.kind, reduction, ignore_index, 0, weight.shape[0],
-        *amplifier.settings, *needed,
+        hidden, weight, bias, target, class_weight, amplifier.kind, amplifier.settings, reduction, ignore_index, 0,
+        weight.shape[0], needed(hidden, weight, bias),
     )[0]  # fmt: skip
+
+
+def prepare(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, class_weight: Tensor | None, reduction: str
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """Samples in one dimension, in the type of autocast; raises for what no linear layer with a loss can do."""
+    check_reduction(reduction, ("sum", "mean"))
+    refuse_gradient("class_weight", class_weight)
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    return hidden.reshape(-1, hidden.shape[-1]), weight, bias, target.reshape(-1)
+
+
+def needed(*inputs: Tensor | None) -> list[bool]:
+    """Which gradients a backward pass may ask for."""
+    return [torch.is_grad_enabled() and t is not None and t.requires_grad for t in inputs]
 
 
 def chunk_classes(samples: int, classes: int, itemsize: int) -> int:
@@ -181,32 +154,33 @@ def linear_amplify(
     target: torch.Tensor,  # [N] int64
     class_weight: torch.Tensor | None,  # [classes]
     kind: str,
+    settings: list[float],
     reduction: str,
     ignore_index: int,
     first_class: int,
     classes: int,
-    alpha: float,
-    beta: float,
-    max_input: float,
-    t_neg: float,
-    t_pos: float,
-    for_hidden: bool,
-    for_weight: bool,
-    for_bias: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The loss of the classes that are here, and the gradients asked for ([0] without) of hidden, weight and bias.
+    needed: list[bool],  # of the gradients of hidden, weight and bias
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The loss of the classes that are here, a factor [] that gradients lack, and the gradients asked for ([0] without).
 
     The gradient of `hidden` is in the type of arithmetic: shards of classes are yet to be added to it.
+
+    A mean divides gradients by so much that float16 would lose them before a GradScaler's factor arrives, and those of a
+    sum may overflow: half of the division (of its exponent) waits for the backward pass there.
     """
     _check(hidden, weight, bias, target, class_weight, classes)
-    amplifier = Amplifier(kind, alpha, beta, max_input, (t_neg, t_pos))
+    amplifier = Amplifier.of(kind, settings)
     wide = _ops.arithmetic(hidden.dtype)
     target = target.contiguous()
     factors = None if class_weight is None else class_weight.to(wide).contiguous()
-    divide_by = _ops.denominator(target, factors, ignore_index, classes, wide)
+    denominator = _ops.denominator(target, factors, ignore_index, classes, wide)  # checks target
+    divide_by, rest = denominator if reduction == "mean" else None, torch.ones_like(denominator)
+    if reduction == "mean" and hidden.dtype == torch.float16:
+        divide_by = torch.full_like(denominator, 2.0 ** round(math.log2(max(hidden.shape[0], 1)) / 2))
+        rest = divide_by / denominator
     losses = torch.zeros(1, dtype=torch.float64, device=hidden.device)
     scratch = _ops.partials(hidden.device)
-    for_any = for_hidden or for_weight or for_bias
+    for_hidden, for_weight, for_bias = needed
     grad_hidden = hidden.new_zeros(hidden.shape if for_hidden else 0, dtype=wide)
     grad_weight = torch.empty_like(weight) if for_weight else weight.new_empty(0)
     grad_bias = weight.new_empty(weight.shape[0] if for_bias else 0)
@@ -222,8 +196,8 @@ def linear_amplify(
         else:
             torch.addmm(bias[here], hidden, rows.t(), out=logits)
         _ops.amplify_chunk(
-            logits, target, factors, amplifier, ignore_index, first_class + start, classes,
-            divide_by if reduction == "mean" else None, losses, scratch, for_any,
+            logits, target, factors, amplifier, ignore_index, first_class + start, classes, divide_by, losses, scratch,
+            any(needed),
         )  # fmt: skip
         if for_hidden and wide == hidden.dtype:
             grad_hidden.addmm_(logits, rows)
@@ -233,18 +207,19 @@ def linear_amplify(
             torch.mm(logits.t(), hidden, out=grad_weight[here])
         if for_bias:
             grad_bias[here] = logits.sum(0)
-    return losses[0].to(wide), grad_hidden, grad_weight, grad_bias
+    return (losses * rest)[0].to(wide), rest[0].to(wide), grad_hidden, grad_weight, grad_bias
 
 
 @linear_amplify.register_fake
 def _(
-    hidden: Tensor, weight: Tensor, bias: Any, target: Tensor, class_weight: Any, kind: str, reduction: str,
-    ignore_index: int, first_class: int, classes: int, alpha: float, beta: float, max_input: float, t_neg: float,
-    t_pos: float, for_hidden: bool, for_weight: bool, for_bias: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    hidden: Tensor, weight: Tensor, bias: Any, target: Tensor, class_weight: Any, kind: str, settings: list[float],
+    reduction: str, ignore_index: int, first_class: int, classes: int, needed: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     _check(hidden, weight, bias, target, class_weight, classes)
     wide = _ops.arithmetic(hidden.dtype)
+    for_hidden, for_weight, for_bias = needed
     return (
+        hidden.new_empty((), dtype=wide),
         hidden.new_empty((), dtype=wide),
         hidden.new_empty(hidden.shape if for_hidden else 0, dtype=wide),
         torch.empty_like(weight) if for_weight else weight.new_empty(0),
@@ -253,33 +228,30 @@ def _(
 
 
 def _save(ctx: Any, inputs: Any, output: Any) -> None:
-    hidden, weight, bias, target, class_weight, *ctx.options = inputs
-    ctx.save_for_backward(hidden, weight, bias, target, class_weight, *output[1:])
+    ctx.save_for_backward(*inputs[:5], *output[1:])
+    ctx.options = inputs[5:]
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, factor: Tensor | None, *unused: Any) -> tuple[Tensor | None, ...]:
     if factor is None:
-        return (None,) * 18
-    hidden, weight, bias, target, class_weight, *grads = ctx.saved_tensors
-    kind, reduction, ignore_index, first_class, classes, alpha, beta, max_input, t_neg, t_pos, *_ = ctx.options
+        return (None,) * 12
+    hidden, weight, bias, target, class_weight, rest, *saved = ctx.saved_tensors
+    kind, settings, reduction, ignore_index, *_ = ctx.options
     if torch.is_grad_enabled():  # a second derivative may be asked for
-        if (first_class, classes) != (0, weight.shape[0]):
-            raise NotImplementedError("second derivatives need all classes in one place: use gradamp.reference")
-        logits = F.linear(hidden, weight, bias)
         error = reference.gradient(
-            logits, target, Amplifier(kind, alpha, beta, max_input, (t_neg, t_pos)),
+            F.linear(hidden, weight, bias), target, Amplifier.of(kind, settings),
             weight=class_weight, ignore_index=ignore_index, reduction=reduction,
         )  # fmt: skip
         error = (error * factor).to(hidden.dtype)
-        plain = (error @ weight, error.t() @ hidden, error.sum(0))
-        given = [g if kept.numel() else None for g, kept in zip(plain, grads, strict=True)]
+        grads = [error @ weight, error.t() @ hidden, error.sum(0)]
     else:
-        given = [_ops.scaled(g, factor) if g.numel() else None for g in grads]
-        if given[0] is not None:
-            given[0] = given[0].to(hidden.dtype)
-    return *given, *(None,) * 15
+        inputs = (hidden, weight, bias, target, class_weight)
+        grads = _ops.hand_out(ctx, saved, factor * rest, lambda: linear_amplify(*inputs, *ctx.options)[2:])
+        grads[0] = grads[0].to(hidden.dtype)
+    wanted = [grad if is_needed else None for grad, is_needed in zip(grads, ctx.options[-1], strict=True)]
+    return *wanted, *(None,) * 9
 
 
 linear_amplify.register_autograd(_backward, setup_context=_save)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from gradamp.amplifier import MAX_INPUT, Amplifier
-from gradamp.functional import amplified_loss, check_reduction
+from gradamp.functional import amplified_loss
+from gradamp.options import LossOptions, check_reduction
+
+if TYPE_CHECKING:
+    from gradamp.options import Unpack
 
 __all__ = ["LOSSES", "ExpGALoss", "LinearMSELoss", "Pow3GALoss", "amplifier_of", "make_loss"]
 
@@ -19,10 +22,15 @@ class _AmplifiedLoss(nn.Module):
     weight: Tensor | None
 
     def __init__(
-        self, amplifier: Amplifier, weight: Tensor | None, ignore_index: int, reduction: str, inplace: bool
+        self,
+        amplifier: Amplifier,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        inplace: bool = False,
     ) -> None:
         super().__init__()
-        check_reduction(reduction)
+        check_reduction(reduction, ("none", "sum", "mean"))
         self.amplifier = amplifier
         self.ignore_index = ignore_index
         self.reduction = reduction
@@ -31,8 +39,9 @@ class _AmplifiedLoss(nn.Module):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return amplified_loss(
-            input, target, self.amplifier, self.weight, self.ignore_index, self.reduction, self.inplace
-        )
+            input, target, self.amplifier,
+            weight=self.weight, ignore_index=self.ignore_index, reduction=self.reduction, inplace=self.inplace,
+        )  # fmt: skip
 
     def extra_repr(self) -> str:
         a = self.amplifier
@@ -58,16 +67,12 @@ class ExpGALoss(_AmplifiedLoss):
     def __init__(
         self,
         *,
-        weight: Tensor | None = None,
-        ignore_index: int = -100,
-        reduction: str = "mean",
-        target_values: tuple[float, float] = (0.0, 2.0),
         alpha: float = 0.5,
         max_input: float = MAX_INPUT,
-        inplace: bool = False,
+        target_values: tuple[float, float] = (0.0, 2.0),
+        **options: Unpack[LossOptions],
     ) -> None:
-        amplifier = Amplifier("exp", alpha=alpha, max_input=max_input, target_values=target_values)
-        super().__init__(amplifier, weight, ignore_index, reduction, inplace)
+        super().__init__(Amplifier("exp", alpha, 0, max_input, target_values), **options)
 
 
 class Pow3GALoss(_AmplifiedLoss):
@@ -76,31 +81,19 @@ class Pow3GALoss(_AmplifiedLoss):
     def __init__(
         self,
         *,
-        weight: Tensor | None = None,
-        ignore_index: int = -100,
-        reduction: str = "mean",
-        target_values: tuple[float, float] = (0.0, 2.0),
         alpha: float = 0.001,
         beta: float = 0.0,
-        inplace: bool = False,
+        target_values: tuple[float, float] = (0.0, 2.0),
+        **options: Unpack[LossOptions],
     ) -> None:
-        amplifier = Amplifier("pow3", alpha=alpha, beta=beta, target_values=target_values)
-        super().__init__(amplifier, weight, ignore_index, reduction, inplace)
+        super().__init__(Amplifier("pow3", alpha, beta, target_values=target_values), **options)
 
 
 class LinearMSELoss(_AmplifiedLoss):
     """Linear outputs and half of the squared error as a module; see :func:`gradamp.functional.linear_mse`."""
 
-    def __init__(
-        self,
-        *,
-        weight: Tensor | None = None,
-        ignore_index: int = -100,
-        reduction: str = "mean",
-        target_values: tuple[float, float] = (-1.0, 1.0),
-        inplace: bool = False,
-    ) -> None:
-        super().__init__(Amplifier("linear", target_values=target_values), weight, ignore_index, reduction, inplace)
+    def __init__(self, *, target_values: tuple[float, float] = (-1.0, 1.0), **options: Unpack[LossOptions]) -> None:
+        super().__init__(Amplifier("linear", target_values=target_values), **options)
 
 
 LOSSES: dict[str, type[nn.Module]] = {
@@ -132,6 +125,6 @@ def amplifier_of(loss: str | nn.Module) -> Amplifier | None:
         loss = make_loss(loss)
     if isinstance(loss, _AmplifiedLoss):
         return loss.amplifier
-    if isinstance(loss, torch.nn.CrossEntropyLoss):
+    if isinstance(loss, nn.CrossEntropyLoss):
         return None
     raise TypeError(f"expected a loss of gradamp, CrossEntropyLoss or a name, got {type(loss).__name__}")

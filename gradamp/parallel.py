@@ -7,7 +7,7 @@ softmax exchanges two numbers for each sample before its gradient can begin.)
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -15,8 +15,11 @@ from torch import Tensor
 
 from gradamp import _ops
 from gradamp.amplifier import MAX_INPUT, Amplifier
-from gradamp.functional import check_reduction
-from gradamp.linear import linear_amplify
+from gradamp.linear import linear_amplify, needed, prepare
+from gradamp.options import ShardOptions, documented
+
+if TYPE_CHECKING:
+    from gradamp.options import Unpack
 
 __all__ = ["parallel_linear_exp_ga", "parallel_linear_pow3_ga", "shard_of_classes"]
 
@@ -30,116 +33,89 @@ def shard_of_classes(num_classes: int, rank: int, world_size: int) -> range:
     return range(start, start + each + (rank < more))
 
 
-_OPTIONS = """hidden : Tensor [..., D]
-        The same on every rank.
-    weight : Tensor [C of this rank, D]
-        The rows of ``shard_of_classes(num_classes, rank, world_size)``.
-    bias : Tensor [C of this rank] or None
-    target : Tensor, int64 [...]
-        Indices among all classes, the same on every rank.
-    num_classes : int
-        Of all ranks together.
-    process_group : ProcessGroup, optional
-        The default group if left out.
-    class_weight : Tensor [num_classes], optional
-        The same on every rank.
-    reduction : {"mean", "sum"}, default "mean"
-    others
-        As in :func:`gradamp.{function}`.
-
-    Returns
-    -------
-    Tensor, []
-        The loss over all classes, the same on every rank, of float32 for 16-bit input. The gradient of `hidden` is that
-        over all classes too, those of `weight` and `bias` are this rank's own: none needs a further all-reduce.
-
-    Raises
-    ------
-    ValueError, TypeError, IndexError
-        As the function without shards, and if this rank does not hold the classes that it should."""
-
-
+@documented
 def parallel_linear_exp_ga(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     target: Tensor,
     *,
-    num_classes: int,
-    process_group: Any = None,
-    class_weight: Tensor | None = None,
-    ignore_index: int = -100,
-    reduction: str = "mean",
-    target_values: tuple[float, float] = (0.0, 2.0),
     alpha: float = 0.5,
     max_input: float = MAX_INPUT,
+    target_values: tuple[float, float] = (0.0, 2.0),
+    **options: Unpack[ShardOptions],
 ) -> Tensor:
     """:func:`gradamp.linear_exp_ga` with the classes sharded over a process group.
 
     Parameters
     ----------
-    {options}
+    {shard}
+    {exp}
+    {shard options}
     """
-    amplifier = Amplifier("exp", alpha=alpha, max_input=max_input, target_values=target_values)
-    options = (num_classes, process_group, class_weight, ignore_index, reduction)
-    return _parallel_loss(hidden, weight, bias, target, amplifier, *options)
+    return parallel_loss(hidden, weight, bias, target, Amplifier("exp", alpha, 0, max_input, target_values), **options)
 
 
+@documented
 def parallel_linear_pow3_ga(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     target: Tensor,
     *,
-    num_classes: int,
-    process_group: Any = None,
-    class_weight: Tensor | None = None,
-    ignore_index: int = -100,
-    reduction: str = "mean",
-    target_values: tuple[float, float] = (0.0, 2.0),
     alpha: float = 0.001,
     beta: float = 0.0,
+    target_values: tuple[float, float] = (0.0, 2.0),
+    **options: Unpack[ShardOptions],
 ) -> Tensor:
     """:func:`gradamp.linear_pow3_ga` with the classes sharded over a process group.
 
     Parameters
     ----------
-    {options}
+    {shard}
+    {pow3}
+    {shard options}
     """
-    amplifier = Amplifier("pow3", alpha=alpha, beta=beta, target_values=target_values)
-    options = (num_classes, process_group, class_weight, ignore_index, reduction)
-    return _parallel_loss(hidden, weight, bias, target, amplifier, *options)
+    amplifier = Amplifier("pow3", alpha, beta, target_values=target_values)
+    return parallel_loss(hidden, weight, bias, target, amplifier, **options)
 
 
-for _function, _name in ((parallel_linear_exp_ga, "linear_exp_ga"), (parallel_linear_pow3_ga, "linear_pow3_ga")):
-    if _function.__doc__:  # absent under python -OO
-        _function.__doc__ = _function.__doc__.replace("{options}", _OPTIONS.replace("{function}", _name))
-
-
-def _parallel_loss(
+def parallel_loss(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     target: Tensor,
     amplifier: Amplifier,
+    *,
     num_classes: int,
-    process_group: Any,
-    class_weight: Tensor | None,
-    ignore_index: int,
-    reduction: str,
+    process_group: Any = None,
+    class_weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
 ) -> Tensor:
-    check_reduction(reduction, ("sum", "mean"))
-    if class_weight is not None and class_weight.requires_grad:
-        raise NotImplementedError("the gradient of class_weight is not computed: detach it")
+    """The loss of any amplifier, with the arguments of :func:`parallel_linear_exp_ga`."""
+    hidden, weight, bias, target = prepare(hidden, weight, bias, target, class_weight, reduction)
     shard = shard_of_classes(num_classes, dist.get_rank(process_group), dist.get_world_size(process_group))
     if weight.shape[0] != len(shard):
         raise ValueError(
             f"expected weight of classes {shard.start} to {shard.stop - 1} of {num_classes}, {len(shard)} rows, "
             f"got {weight.shape[0]}"
         )
-    hidden, target = hidden.reshape(-1, hidden.shape[-1]), target.reshape(-1)
-    options = (class_weight, amplifier, reduction, ignore_index, shard.start, num_classes)
-    return _ShardedLoss.apply(hidden, weight, bias, target, *options, process_group)
+    options = (
+        amplifier.kind, amplifier.settings, reduction, ignore_index, shard.start, num_classes,
+        needed(hidden, weight, bias),
+    )  # fmt: skip
+    return _ShardedLoss.apply(hidden, weight, bias, target, class_weight, options, process_group)
+
+
+def _amplify_shard(inputs: tuple[Tensor | None, ...], options: tuple[Any, ...], group: Any) -> tuple[Tensor, ...]:
+    """What ``linear_amplify`` returns, with the loss and the gradient of the hidden units of all ranks."""
+    outputs = linear_amplify(*inputs, *options)
+    loss, _, grad_hidden, *_ = outputs
+    sums = [loss, grad_hidden] if grad_hidden.numel() else [loss]
+    for work in [dist.all_reduce(t, group=group, async_op=True) for t in sums]:
+        work.wait()
+    return outputs
 
 
 class _ShardedLoss(torch.autograd.Function):
@@ -147,29 +123,24 @@ class _ShardedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, class_weight: Any,
-                amplifier: Amplifier, reduction: str, ignore_index: int, first_class: int, num_classes: int,
-                process_group: Any) -> Tensor:  # fmt: skip
-        needed = [t is not None and t.requires_grad for t in (hidden, weight, bias)]
-        loss, *grads = linear_amplify(
-            hidden.detach(), weight.detach(), None if bias is None else bias.detach(), target, class_weight,
-            amplifier.kind, reduction, ignore_index, first_class, num_classes, *amplifier.settings, *needed,
-        )  # fmt: skip
-        waits = [dist.all_reduce(loss, group=process_group, async_op=True)]
-        if needed[0]:
-            waits.append(dist.all_reduce(grads[0], group=process_group, async_op=True))
-        for wait in waits:
-            wait.wait()
-        ctx.needed = needed
-        ctx.dtype = hidden.dtype
-        ctx.save_for_backward(*grads)
+                options: tuple[Any, ...], process_group: Any) -> Tensor:  # fmt: skip
+        inputs = (hidden, weight, bias, target, class_weight)
+        loss, *saved = _amplify_shard(inputs, options, process_group)
+        ctx.arguments = (options, process_group)
+        ctx.save_for_backward(*inputs, *saved)
         return loss
 
     @staticmethod
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         if torch.is_grad_enabled():
             raise NotImplementedError("sharded losses have no second derivatives: use gradamp.reference")
-        grads = [
-            _ops.scaled(g, factor).to(ctx.dtype) if needed else None
-            for g, needed in zip(ctx.saved_tensors, ctx.needed, strict=True)
-        ]
-        return *grads, *(None,) * 8
+        *inputs, rest, grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
+        grads = _ops.hand_out(
+            ctx,
+            (grad_hidden, grad_weight, grad_bias),
+            factor * rest,
+            lambda: _amplify_shard(inputs, *ctx.arguments)[2:],
+        )
+        grads[0] = grads[0].to(inputs[0].dtype)
+        options, _ = ctx.arguments
+        return *(g if is_needed else None for g, is_needed in zip(grads, options[-1], strict=True)), *(None,) * 4

@@ -18,7 +18,7 @@ import torch
 
 from gradamp.amplifier import Amplifier
 
-__all__ = ["activate", "dense_targets", "element_loss", "gradient", "loss", "sample_factors"]
+__all__ = ["activate", "dense_targets", "element_loss", "gradient", "loss", "sample_factors", "target_gradients"]
 
 # N samples, C classes, d1, ... further dimensions
 
@@ -54,8 +54,9 @@ def element_loss(x: torch.Tensor, t: torch.Tensor, amplifier: Amplifier) -> torc
     beyond = torch.where(x > amplifier.max_input, x - amplifier.max_input, 0.0)
     line = amplifier.alpha * math.exp(amplifier.max_input) * (1 + beyond + 0.5 * beyond * beyond)
     y = torch.where(x > amplifier.max_input, line, _exp_below(x, amplifier))
-    # Where t = 0 the term t ln y is left out, for x may be -infinity there.
-    return y - t * (torch.where(t == 0, 0.0, x) + math.log(amplifier.alpha))
+    # Where t = 0 the term t ln y is 0 even at x = -infinity.
+    finite = torch.where(t == 0, x.clamp(min=torch.finfo(x.dtype).min), x)
+    return y - t * (finite + math.log(amplifier.alpha))
 
 
 def dense_targets(x: torch.Tensor, target: torch.Tensor, amplifier: Amplifier, ignore_index: int) -> torch.Tensor:
@@ -128,3 +129,29 @@ def gradient(
     error = activate(x, amplifier) - t
     error = torch.where(factor == 0, torch.zeros_like(error), factor * error)
     return error / denominator if reduction == "mean" else error
+
+
+def target_gradients(
+    x: torch.Tensor,
+    target: torch.Tensor,
+    amplifier: Amplifier,
+    weight: torch.Tensor | None,
+    reduction: str,
+    factor: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The derivatives in dense targets and in their weight, [C] or None without one, of :func:`loss` times `factor`.
+
+    `factor` is [N, d1, ...] with reduction "none" and [] otherwise.
+    """
+    t = wide(target)
+    elements, _, denominator = sample_factors(x, target, weight, ignore_index=0)
+    factor = factor.unsqueeze(1) if factor.ndim else factor
+    factor = factor / denominator if reduction == "mean" else factor
+    slope = -(wide(x) - t) if amplifier.kind == "linear" else -wide(x)
+    if amplifier.kind == "exp":
+        slope = slope - math.log(amplifier.alpha)
+    grad_target = (factor * elements * slope).to(target.dtype)
+    if weight is None:
+        return grad_target, None
+    others = [axis for axis in range(x.ndim) if axis != 1]
+    return grad_target, (factor * element_loss(x, t, amplifier)).sum(others).to(weight.dtype)

@@ -12,6 +12,8 @@ import sklearn.datasets
 import torch
 from hypothesis import settings
 
+from cuda_emulation import library as emulation
+
 torch.set_num_threads(2)
 pytest.register_assert_rewrite("device_backend")
 settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -40,18 +42,16 @@ def diabetes() -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="session")
 def emulated_library(tmp_path_factory):
-    """The codec's CUDA sources, compiled for the CPU."""
-    from cuda_emulation import build
-
-    if reason := build.why_not():
+    """The CUDA sources that run on the CPU; see cuda_emulation/."""
+    if reason := emulation.why_not():
         pytest.skip(reason)
-    return build.build(tmp_path_factory.mktemp("emulated"))
+    return emulation.build(tmp_path_factory.mktemp("emulated"))
 
 
 @pytest.fixture(params=["emulated", "cuda"])
 def backend(request, monkeypatch):
     """The codec's CUDA kernels: under the emulation, and on a GPU where there is one."""
-    from cuda_emulation.build import EmulatedKernels
+    from cuda_emulation.codec import EmulatedCodec
     from device_backend import NO_GPU, Backend, gpu_is_here
     from weight_compression import _device_ops
 
@@ -59,7 +59,6 @@ def backend(request, monkeypatch):
         if not gpu_is_here():
             pytest.skip(NO_GPU)
         return Backend("cuda", None)
-    kernels = EmulatedKernels(request.getfixturevalue("emulated_library"))
-    kernels.run_backwards(False)
+    kernels = EmulatedCodec(request.getfixturevalue("emulated_library"))
     monkeypatch.setattr(_device_ops, "kernels", kernels)
     return Backend("cpu", kernels)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import weight_compression as wc
-from cuda_emulation import build as emulation
+from cuda_emulation.codec import EmulatedCodec
 from platonic_core import _C
 from test_weight_codec import draw
 from weight_compression import _device_ops, _ops, codec, device
@@ -27,7 +27,7 @@ no_gpu = pytest.mark.skipif(not gpu_is_here(), reason=NO_GPU)
 class Backend:
     """compress and decompress of CPU tensors by the kernels for devices, wherever they run."""
 
-    def __init__(self, where: str, kernels: emulation.EmulatedKernels | None):
+    def __init__(self, where: str, kernels: EmulatedCodec | None):
         self.where, self.kernels = where, kernels
 
     def compress(self, x: torch.Tensor, config: wc.CompressionConfig | None = None) -> torch.Tensor | None:

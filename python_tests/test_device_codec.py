@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import weight_compression as wc
-from cuda_emulation import build as emulation
+from cuda_emulation import library as emulation
 from device_backend import PAYLOADS, check_equal, no_gpu, payload_of, same_bits
 from test_weight_codec import FLOATS, KINDS, draw
 from weight_compression import _device_ops, _ops, codec, device, reference
@@ -169,8 +169,9 @@ def test_emulation_finds_mistakes(emulated_library):
     assert "some wait at a barrier, some have returned" in found[1]
     assert "lanes of its warp that do not come" in found[2]
     assert "left its memory" in found[3]
-    assert found[4] == str([-0x5A5A5A5B] * 64)  # rubbish, not zeros
-    assert found[5] == str([1024] * 64)
+    assert "thread 40 fails an assertion: threadIdx.x < 40" in found[4]
+    assert found[5] == str([-0x5A5A5A5B] * 64)  # rubbish, not zeros
+    assert found[6] == str([1024] * 64)
 
 
 # ---- the functions that call the kernels ----

@@ -71,6 +71,32 @@ def test_other_dtypes(dtype):
         assert grad.dtype == dtype and (grad.double() - e).norm() <= 20 * torch.finfo(dtype).eps * e.norm()
 
 
+def test_means_over_many_float16_samples():
+    """A gradient of y - t divided by N is below float16's range, one of the sum above it."""
+    torch.manual_seed(0)
+    n, d, c = 20_000, 8, 300
+    hidden, weight = (torch.rand(*s) for s in ((n, d), (c, d)))
+    bias, target = torch.full((c,), -6.0), torch.randint(c, (n,))
+    half = [t.half().requires_grad_() for t in (hidden, weight, bias)]
+    exact = [t.detach().double().requires_grad_() for t in half]
+    (gradamp.linear_exp_ga(*half, target) * 2.0**16).backward()
+    (gradamp.exp_ga(F.linear(*exact), target) * 2.0**16).backward()
+    for ours, theirs in zip(half, exact, strict=True):
+        assert (ours.grad - theirs.grad).norm() <= 4 * torch.finfo(torch.float16).eps * theirs.grad.norm()
+
+
+def test_backward_twice():
+    hidden, weight, bias, target, _ = problem(n=40)
+    for dtype in (torch.float64, torch.float16):
+        inputs = [t.detach().to(dtype).requires_grad_() for t in (hidden, weight, bias)]
+        loss = gradamp.linear_exp_ga(*inputs, target)
+        first = torch.autograd.grad(loss * 2, inputs, retain_graph=True)
+        kept = [g.clone() for g in first]
+        for g in first:
+            g.zero_()
+        torch.testing.assert_close(torch.autograd.grad(loss * 4, inputs), tuple(2 * g for g in kept))
+
+
 def test_autocast():
     hidden, weight, bias, target, _ = problem(n=40, dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
@@ -82,8 +108,8 @@ def test_autocast():
 
 def test_as_part_of_torch():
     hidden, weight, bias, target, class_weight = problem(n=4, d=3, c=300)
-    arguments = (hidden, weight, bias, target, class_weight, "exp", "mean", -100, 0, 300, 0.5, 0.0, 16.0, 0.0, 2.0)
-    torch.library.opcheck(linear.linear_amplify, (*arguments, True, True, True))
+    arguments = (hidden, weight, bias, target, class_weight, "exp", [0.5, 0.0, 16.0, 0.0, 2.0], "mean", -100, 0, 300)
+    torch.library.opcheck(linear.linear_amplify, (*arguments, [True, True, True]))
     small = problem(n=3, d=2, c=4)
     f = lambda *inputs: gradamp.linear_exp_ga(*inputs, small[3] % 4)  # noqa: E731
     assert torch.autograd.gradcheck(f, small[:3]) and torch.autograd.gradgradcheck(f, small[:3])
@@ -153,6 +179,18 @@ def compare_shards(rank, world_size, store):
         (exact,) = torch.autograd.grad(gradamp.exp_ga(F.linear(hidden, weight, bias), target), hidden)
         assert parts[0].grad.dtype == dtype
         assert (parts[0].grad - exact).norm() <= 20 * torch.finfo(dtype).eps * exact.norm()
+    parts = [p.detach().float().requires_grad_() for p in (hidden, weight[here], bias[here])]
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = parallel_linear_exp_ga(*parts, target, num_classes=c)
+    first = torch.autograd.grad(loss, parts, retain_graph=True)
+    assert first[0].dtype == torch.float32 and (first[0] - exact).norm() <= 0.05 * exact.norm()
+    torch.testing.assert_close(torch.autograd.grad(loss * 2, parts), tuple(2 * g for g in first))
+    with torch.no_grad():
+        assert not parallel_linear_exp_ga(*parts, target, num_classes=c).requires_grad
+    with pytest.raises(NotImplementedError, match=r"gradamp\.reference"):
+        torch.autograd.grad(parallel_linear_exp_ga(*parts, target, num_classes=c), parts, create_graph=True)
+    with pytest.raises(NotImplementedError, match="class_weight"):
+        parallel_linear_exp_ga(*parts, target, num_classes=c, class_weight=torch.ones(c, requires_grad=True))
     with pytest.raises(ValueError, match="expected weight of classes"):
         parallel_linear_exp_ga(hidden, weight, bias, target, num_classes=c)
     dist.destroy_process_group()

@@ -1,11 +1,14 @@
 """The losses as part of torch: autograd, opcheck, torch.compile, torch.func, autocast, in place, modules and names."""
 
+import inspect
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import gradamp
 from gradamp import _ops, reference
@@ -40,6 +43,25 @@ def test_gradcheck(name, batch):
 
 
 @pytest.mark.parametrize("name", LOSSES)
+def test_gradients_of_dense_targets_and_their_weight(name, batch):
+    x, dense, weight = batch[0], torch.rand(6, 5, 4, dtype=torch.float64), torch.rand(5, dtype=torch.float64)
+    dense[dense < 0.3] = 0
+    inputs = (x, dense.requires_grad_(), weight.requires_grad_())
+    for reduction in ("mean", "none"):
+        f = lambda x, t, w, r=reduction: LOSSES[name](x, t, weight=w, reduction=r)  # noqa: E731
+        assert torch.autograd.gradcheck(f, inputs) and torch.autograd.gradgradcheck(f, inputs)
+    loss = LOSSES[name](*inputs[:2], weight=weight)
+    expected = torch.autograd.grad(reference.loss(*inputs[:2], AMPLIFIERS[name], weight=weight), inputs)
+    torch.testing.assert_close(torch.autograd.grad(loss, inputs), expected)
+    step = torch.compile(lambda *inputs: torch.autograd.grad(f(*inputs).sum(), inputs), backend="aot_eager")
+    torch.testing.assert_close(step(*inputs), torch.autograd.grad(f(*inputs).sum(), inputs))
+    (alone,) = torch.autograd.grad(LOSSES[name](x.detach(), dense), dense)  # the logits need none
+    torch.testing.assert_close(alone, torch.autograd.grad(reference.loss(x, dense, AMPLIFIERS[name]), dense)[0])
+    with pytest.raises(NotImplementedError, match="the logits are gone"):
+        LOSSES[name](x * 1, dense, inplace=True)
+
+
+@pytest.mark.parametrize("name", LOSSES)
 def test_the_reference_is_differentiable_and_its_gradient_is_its_own(name, batch):
     x, target = batch
     amplifier = AMPLIFIERS[name]
@@ -57,9 +79,10 @@ def test_opcheck(reduction):
     for x in (torch.randn(2, 3, 2), torch.randn(2, 2, 3).movedim(-1, 1)):
         for t in (target, torch.rand(2, 3, 2)):
             for with_gradient in (True, False):
-                arguments = (torch.ones(3), "exp", reduction, -100, 0.5, 0.0, 16.0, 0.0, 2.0, with_gradient)
+                arguments = (torch.ones(3), None, "exp", reduction, -100, [0.5, 0.0, 16.0, 0.0, 2.0], with_gradient)
                 x = x.detach().requires_grad_(with_gradient)
                 torch.library.opcheck(_ops.amplify, (x, t, *arguments))
+    torch.library.opcheck(torch.ops.gradamp.scale_.default, (torch.randn(2, 3, 2), torch.rand(2, 2)))
 
 
 def test_compile(batch):
@@ -100,6 +123,21 @@ def test_torch_func(batch):
     torch.testing.assert_close(hessian.reshape(5, 5), torch.diag(0.5 * x[1, :, 0].exp()))
 
 
+@pytest.mark.parametrize("tracing_mode", ["real", "fake"])
+def test_make_fx(batch, tracing_mode):
+    x, target = batch
+    step = lambda x, t: torch.autograd.grad(gradamp.exp_ga(x, t) * 3, x)[0]  # noqa: E731
+    traced = make_fx(step, tracing_mode=tracing_mode)(x, target)
+    torch.testing.assert_close(traced(x * 2, target), step(x * 2, target))
+
+
+def test_checkpointed_loss(batch):
+    x, target = batch
+    loss = torch.utils.checkpoint.checkpoint(lambda x: gradamp.exp_ga(x * 2, target), x, use_reentrant=False)
+    expected = torch.autograd.grad(gradamp.exp_ga(x * 2, target), x)
+    torch.testing.assert_close(torch.autograd.grad(loss, x), expected)
+
+
 def test_autocast_and_grad_scaler():
     torch.manual_seed(0)
     x, target = torch.randn(64, 20), torch.randint(10, (64,))
@@ -119,18 +157,23 @@ def test_autocast_and_grad_scaler():
 # ---- what backward does with the saved gradient ----
 
 
-def test_backward_twice_and_with_any_factor(batch):
-    x, target = batch
-    loss = gradamp.exp_ga(x, target)
-    (first,) = torch.autograd.grad(loss * 2, x, retain_graph=True)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_backward_twice_and_with_any_factor(batch, dtype, reduction):
+    x, target = batch[0].detach().to(dtype).requires_grad_(), batch[1]
+    loss = gradamp.exp_ga(x, target, reduction=reduction)
+    ones = torch.ones_like(loss)
+    (first,) = torch.autograd.grad(loss, x, ones * 2, retain_graph=True)
     kept = first.clone()
-    (second,) = torch.autograd.grad(loss * 3, x, retain_graph=True)
+    (second,) = torch.autograd.grad(loss, x, ones * 3, retain_graph=True)
     torch.testing.assert_close(second, kept * 1.5)
     assert torch.equal(first, kept), "a second pass changed the first one's result"
-    (third,) = torch.autograd.grad(loss, x)
+    first.zero_()
+    second.zero_()
+    (third,) = torch.autograd.grad(loss, x, ones)
     torch.testing.assert_close(third, kept / 2)
     with pytest.raises(RuntimeError, match="second time"):
-        torch.autograd.grad(loss, x)
+        torch.autograd.grad(loss, x, ones)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -172,8 +215,11 @@ def test_in_place_misuse_is_noticed(batch):
     logits = torch.exp(x)  # saves its output, which the loss then overwrites
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         gradamp.exp_ga(logits, target, inplace=True).backward()
-    with pytest.raises(NotImplementedError, match=r"gradamp\.reference"):
-        torch.autograd.grad(gradamp.exp_ga(x * 1, target, inplace=True), x, create_graph=True)
+    for once in ({"create_graph": True}, {"retain_graph": True}):
+        loss = gradamp.exp_ga(x * 1, target, inplace=True)
+        with pytest.raises(NotImplementedError, match=r"gradamp\.reference"):
+            torch.autograd.grad(loss, x, **once)
+            torch.autograd.grad(loss, x)
 
 
 def test_four_losses_swap_by_name():
@@ -186,6 +232,26 @@ def test_four_losses_swap_by_name():
     assert repr(gradamp.ExpGALoss()) == ("ExpGALoss(alpha=0.5, max_input=16, target_values=(0, 2), reduction='mean')")
     torch.testing.assert_close(gradamp.Pow3GALoss(alpha=0.1, beta=1)(x, target.clamp(0)),
                                gradamp.pow3_ga(x, target.clamp(0), alpha=0.1, beta=1))  # fmt: skip
+
+
+def test_defaults_and_texts_are_the_same_everywhere():
+    for kind, functions in {
+        "exp": (gradamp.exp_ga, gradamp.linear_exp_ga, gradamp.parallel_linear_exp_ga, gradamp.ExpGALoss),
+        "pow3": (gradamp.pow3_ga, gradamp.linear_pow3_ga, gradamp.parallel_linear_pow3_ga, gradamp.Pow3GALoss),
+        "linear": (gradamp.linear_mse, gradamp.LinearMSELoss),
+    }.items():
+        defaults = []
+        for f in functions:
+            named = inspect.signature(f).parameters.values()
+            defaults.append({p.name: p.default for p in named if p.kind is p.KEYWORD_ONLY})
+            assert not re.search(r"\{[a-z0-9 ]+\}", f.__doc__)
+        assert all(d == defaults[0] for d in defaults), kind
+        for name, value in defaults[0].items():
+            shown = f"({value[0]:g}, {value[1]:g})" if isinstance(value, tuple) else f"{value:g}"
+            texts = [line for f in functions if not inspect.isclass(f) for line in f.__doc__.splitlines()]
+            assert sum(
+                line.strip().startswith(f"{name} : ") and line.endswith(f"default {shown}") for line in texts
+            ) == (len(functions) - 1)
 
 
 def test_presets():

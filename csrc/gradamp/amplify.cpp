@@ -21,6 +21,16 @@ int64_t element_bytes(ElementType type) {
     return type == ElementType::float64 ? 8 : type == ElementType::float32 ? 4 : 2;
 }
 
+// Number i of what is float64 for logits of float64 and float32 for all others.
+double arithmetic_at(ElementType type, const void* numbers, int64_t i) {
+    return type == ElementType::float64 ? static_cast<const double*>(numbers)[i]
+                                        : static_cast<const float*>(numbers)[i];
+}
+
+double factor_of(const AmplifyArgs& args) {
+    return args.factor == nullptr ? 1 : arithmetic_at(args.type, args.factor, 0);
+}
+
 // Pixels of a chunk: all of its logits and gradients within half of a second-level cache of 1 MiB, but lines long
 // enough for the hardware to prefetch.
 int64_t chunk_pixels(const AmplifyArgs& args) {
@@ -33,7 +43,8 @@ int64_t chunk_pixels(const AmplifyArgs& args) {
 namespace cpu {
 
 void amplify(const AmplifyArgs& args, const Launch& on) {
-    const double scale = args.denominator == nullptr ? 1 : 1 / *args.denominator;
+    const double loss_scale = args.denominator == nullptr ? 1 : 1 / *args.denominator;
+    const double scale = loss_scale * factor_of(args);
     std::vector<double> parts;
     if (args.outer * args.inner == 0 || args.classes == 0) {
         if (args.per_sample && !args.accumulate) std::fill_n(args.losses, args.outer * args.inner, 0.0);
@@ -53,7 +64,7 @@ void amplify(const AmplifyArgs& args, const Launch& on) {
         });
     }
     if (args.per_sample) return;
-    const double total = std::accumulate(parts.begin(), parts.end(), 0.0) * scale;
+    const double total = std::accumulate(parts.begin(), parts.end(), 0.0) * loss_scale;
     *args.losses = total + (args.accumulate ? *args.losses : 0);
 }
 
@@ -90,10 +101,7 @@ void sum_denominator(const DenominatorArgs& args, const Launch& on) {
 
 void scale_gradient(const ScaleArgs& args, const Launch& on) {
     const bool is_double = args.type == ElementType::float64;
-    const auto factor = [&](int64_t i) {
-        return is_double ? static_cast<const double*>(args.factor)[i] : static_cast<const float*>(args.factor)[i];
-    };
-    if (!args.per_sample && factor(0) == 1) return;
+    if (!args.per_sample && arithmetic_at(args.type, args.factor, 0) == 1) return;
     // Lines with one factor (a row of classes, or everything), or with one for each element (the pixels of a class).
     const bool each = args.per_sample && args.inner > 1;
     const int64_t size = args.outer * args.classes * args.inner, bytes = element_bytes(args.type);

@@ -20,25 +20,27 @@ constexpr int threads = 256, warp = 32;
 template <class T>
 struct Element {
     typedef T A;
+    static constexpr A largest = NumberMath<A>::largest;
     static __device__ A load(T x) { return x; }
     static __device__ T store(A x) { return x; }
-    static __device__ T store_saturated(A x) { return x; }
+    static __device__ A saturate(A x, A) { return x; }  // gradients of 16 bits alone
 };
 // NaN passes both comparisons.
-__device__ float saturate(float x, float largest) { return x > largest ? largest : x < -largest ? -largest : x; }
-template <>
-struct Element<__half> {
+struct SaturatedElement {
     typedef float A;
-    static __device__ float load(__half x) { return __half2float(x); }
-    static __device__ __half store(float x) { return __float2half_rn(x); }
-    static __device__ __half store_saturated(float x) { return store(saturate(x, 65504.0f)); }
+    static __device__ float saturate(float x, float limit) { return x > limit ? limit : x < -limit ? -limit : x; }
 };
 template <>
-struct Element<__nv_bfloat16> {
-    typedef float A;
+struct Element<__half> : SaturatedElement {
+    static constexpr float largest = 65504.0f;
+    static __device__ float load(__half x) { return __half2float(x); }
+    static __device__ __half store(float x) { return __float2half_rn(x); }
+};
+template <>
+struct Element<__nv_bfloat16> : SaturatedElement {
+    static constexpr float largest = 0x1.fep127f;
     static __device__ float load(__nv_bfloat16 x) { return __bfloat162float(x); }
     static __device__ __nv_bfloat16 store(float x) { return __float2bfloat16_rn(x); }
-    static __device__ __nv_bfloat16 store_saturated(float x) { return store(saturate(x, 0x1.fep127f)); }
 };
 
 template <class T>
@@ -92,30 +94,32 @@ __device__ Sample<A> sample_at(const AmplifyArgs& a, int64_t sample) {
     return {target - a.class_offset, a.weight == nullptr ? A(1) : static_cast<const A*>(a.weight)[target]};
 }
 
-// The loss, times the class's weight, and the gradient of element i, class c, of a sample.
 template <Amplifier amplifier, class T>
-__device__ T compute(const AmplifyArgs& a, const AmplifierSettings<typename Element<T>::A>& s, T value, int64_t i,
-                     int64_t c, const Sample<typename Element<T>::A>& sample, typename Element<T>::A scale,
-                     typename Element<T>::A& loss) {
+struct Compute {
     typedef typename Element<T>::A A;
-    loss = A(0);
-    if (sample.factor == A(0)) return Element<T>::store(A(0));
-    const bool dense = a.target == nullptr;
-    const A t = dense ? static_cast<const A*>(a.dense)[i] : static_cast<A>(sample.class_ == c ? a.t_pos : a.t_neg);
-    const A w = dense && a.weight != nullptr ? static_cast<const A*>(a.weight)[c] : A(1);
-    const A y = amplify_element<NumberMath<A>, amplifier>(Element<T>::load(value), t, s, loss);
-    loss *= w * sample.factor;
-    return Element<T>::store_saturated((y - t) * (w * sample.factor * scale));
-}
+    const AmplifyArgs& a;
+    AmplifierSettings<A> s;
+    A scale, limit;  // of gradients; where those of 16 bits saturate
 
-template <class A>
-__device__ AmplifierSettings<A> settings(const AmplifyArgs& a) {
-    return {static_cast<A>(a.alpha), static_cast<A>(a.beta), static_cast<A>(log(a.alpha)), static_cast<A>(a.max_input)};
-}
-template <class A>
-__device__ A scale_of(const AmplifyArgs& a) {
-    return a.denominator == nullptr ? A(1) : static_cast<A>(1 / *a.denominator);
-}
+    __device__ explicit Compute(const AmplifyArgs& args)
+        : a(args), s{A(a.alpha), A(a.beta), A(log(a.alpha)), A(a.max_input)} {
+        const A factor = a.factor == nullptr ? A(1) : *static_cast<const A*>(a.factor);
+        scale = static_cast<A>(a.denominator == nullptr ? double(factor) : 1 / *a.denominator * factor);
+        limit = Element<T>::largest * (factor < A(0) ? -factor : factor);
+    }
+
+    // The gradient of element i, class c, of a sample, and its loss times the class's weight.
+    __device__ T operator()(T value, int64_t i, int64_t c, const Sample<A>& sample, A& loss) const {
+        loss = A(0);
+        if (sample.factor == A(0)) return Element<T>::store(A(0));
+        const bool dense = a.target == nullptr;
+        const A t = dense ? static_cast<const A*>(a.dense)[i] : static_cast<A>(sample.class_ == c ? a.t_pos : a.t_neg);
+        const A w = dense && a.weight != nullptr ? static_cast<const A*>(a.weight)[c] : A(1);
+        const A y = amplify_element<NumberMath<A>, amplifier>(Element<T>::load(value), t, s, loss);
+        loss *= w * sample.factor;
+        return Element<T>::store(Element<T>::saturate((y - t) * (w * sample.factor * scale), limit));
+    }
+};
 
 // ---- kernels; Index: 32 bits where they reach, since divisions of 64 are slow ----
 
@@ -133,8 +137,7 @@ struct Position {
 template <Amplifier amplifier, class T, class Index>
 __global__ void __launch_bounds__(threads) amplify_sum(AmplifyArgs a, bool packed) {
     typedef typename Element<T>::A A;
-    const AmplifierSettings<A> s = settings<A>(a);
-    const A scale = scale_of<A>(a);
+    const Compute<amplifier, T> compute(a);
     const T* x = static_cast<const T*>(a.x);
     T* grad = static_cast<T*>(a.grad);
     const Index size = static_cast<Index>(a.outer * a.classes * a.inner), classes = static_cast<Index>(a.classes),
@@ -152,7 +155,7 @@ __global__ void __launch_bounds__(threads) amplify_sum(AmplifyArgs a, bool packe
             const Position<Index> at(i, classes, inner);
             if (at.sample != known) sample = sample_at<A>(a, at.sample), known = at.sample;
             A loss;
-            values.at[k] = compute<amplifier, T>(a, s, values.at[k], i, at.c, sample, scale, loss);
+            values.at[k] = compute(values.at[k], i, at.c, sample, loss);
             sum += loss;
         }
         if (grad != nullptr) reinterpret_cast<Pack<T>*>(grad)[p] = values;
@@ -161,7 +164,7 @@ __global__ void __launch_bounds__(threads) amplify_sum(AmplifyArgs a, bool packe
     for (Index i = packs * pack<T> + blockIdx.x * Index(threads) + threadIdx.x; i < size; i += stride) {
         const Position<Index> at(i, classes, inner);
         A loss;
-        const T g = compute<amplifier, T>(a, s, x[i], i, at.c, sample_at<A>(a, at.sample), scale, loss);
+        const T g = compute(x[i], i, at.c, sample_at<A>(a, at.sample), loss);
         if (grad != nullptr) grad[i] = g;
         total += loss;
     }
@@ -173,8 +176,7 @@ __global__ void __launch_bounds__(threads) amplify_sum(AmplifyArgs a, bool packe
 template <Amplifier amplifier, class T>
 __global__ void __launch_bounds__(threads) amplify_samples(AmplifyArgs a) {
     typedef typename Element<T>::A A;
-    const AmplifierSettings<A> s = settings<A>(a);
-    const A scale = scale_of<A>(a);
+    const Compute<amplifier, T> compute(a);
     const T* x = static_cast<const T*>(a.x);
     T* grad = static_cast<T*>(a.grad);
     const int team = a.inner == 1 ? warp : 1;
@@ -187,7 +189,7 @@ __global__ void __launch_bounds__(threads) amplify_samples(AmplifyArgs a) {
         for (int64_t c = member; c < a.classes; c += team) {
             const int64_t i = start + c * a.inner;
             A loss;
-            const T g = compute<amplifier, T>(a, s, x[i], i, c, sample, scale, loss);
+            const T g = compute(x[i], i, c, sample, loss);
             if (grad != nullptr) grad[i] = g;
             total += loss;
         }
@@ -239,48 +241,34 @@ int blocks_for(int64_t work, int device) {
 }
 
 template <Amplifier amplifier, class T>
-void launch(const AmplifyArgs& a, const Launch& on) {
-    const cudaStream_t stream = stream_of(on);
-    const int64_t size = a.outer * a.classes * a.inner;
+void launch_amplify(const AmplifyArgs& a, const Launch& on) {
+    const int64_t size = a.outer * a.classes * a.inner, samples = a.outer * a.inner;
     if (a.per_sample) {
-        const int64_t samples = a.outer * a.inner;
         if (samples == 0) return;
         const int blocks = blocks_for(samples * (a.inner == 1 ? warp : 1), on.device);
-        amplify_samples<amplifier, T><<<blocks, threads, 0, stream>>>(a);
-        PLATONIC_CHECK_LAUNCH("amplify: losses of samples");
-        return;
+        return launch("amplify: losses of samples", amplify_samples<amplifier, T>, blocks, threads, on, a);
     }
     const bool packed = is_aligned(a.x) && (a.grad == nullptr || is_aligned(a.grad));
     const int blocks = blocks_for(packed ? size / pack<T> : size, on.device);
-    if (size < (int64_t{1} << 31))
-        amplify_sum<amplifier, T, uint32_t><<<blocks, threads, 0, stream>>>(a, packed);
-    else
-        amplify_sum<amplifier, T, uint64_t><<<blocks, threads, 0, stream>>>(a, packed);
-    PLATONIC_CHECK_LAUNCH("amplify: sum of losses");
-    add_parts<<<1, threads, 0, stream>>>(a.scratch, blocks, a.denominator, a.accumulate, a.losses);
-    PLATONIC_CHECK_LAUNCH("amplify: total");
+    const auto kernel =
+        size < (int64_t{1} << 31) ? amplify_sum<amplifier, T, uint32_t> : amplify_sum<amplifier, T, uint64_t>;
+    launch("amplify: sum of losses", kernel, blocks, threads, on, a, packed);
+    launch("amplify: total", add_parts, 1, threads, on, a.scratch, blocks, a.denominator, a.accumulate, a.losses);
 }
 
-template <class T>
-void launch_type(const AmplifyArgs& a, const Launch& on) {
-    switch (a.amplifier) {
-        case Amplifier::exp:
-            return launch<Amplifier::exp, T>(a, on);
-        case Amplifier::pow3:
-            return launch<Amplifier::pow3, T>(a, on);
+// run(T()) for the type of `type`.
+template <class F>
+void with_type(ElementType type, const F& run) {
+    switch (type) {
+        case ElementType::float16:
+            return run(__half());
+        case ElementType::bfloat16:
+            return run(__nv_bfloat16());
+        case ElementType::float32:
+            return run(float());
         default:
-            return launch<Amplifier::linear, T>(a, on);
+            return run(double());
     }
-}
-
-template <class T>
-void launch_scale(const ScaleArgs& a, const Launch& on) {
-    const int64_t size = a.outer * a.classes * a.inner;
-    if (size == 0) return;
-    const bool packed = is_aligned(a.grad);
-    const int blocks = blocks_for(packed && !a.per_sample ? size / pack<T> : size, on.device);
-    scale_elements<T><<<blocks, threads, 0, stream_of(on)>>>(a, packed);
-    PLATONIC_CHECK_LAUNCH("scale_gradient");
 }
 
 }  // namespace
@@ -289,42 +277,37 @@ namespace cuda {
 
 void amplify(const AmplifyArgs& args, const Launch& on) {
     const DeviceGuard guard(on.device);
-    switch (args.type) {
-        case ElementType::float16:
-            return launch_type<__half>(args, on);
-        case ElementType::bfloat16:
-            return launch_type<__nv_bfloat16>(args, on);
-        case ElementType::float32:
-            return launch_type<float>(args, on);
-        default:
-            return launch_type<double>(args, on);
-    }
+    with_type(args.type, [&](auto element) {
+        typedef decltype(element) T;
+        switch (args.amplifier) {
+            case Amplifier::exp:
+                return launch_amplify<Amplifier::exp, T>(args, on);
+            case Amplifier::pow3:
+                return launch_amplify<Amplifier::pow3, T>(args, on);
+            default:
+                return launch_amplify<Amplifier::linear, T>(args, on);
+        }
+    });
 }
 
 void sum_denominator(const DenominatorArgs& args, const Launch& on) {
     const DeviceGuard guard(on.device);
     const int blocks = blocks_for(args.count, on.device);
-    if (args.is_double)
-        denominator_parts<double><<<blocks, threads, 0, stream_of(on)>>>(args);
-    else
-        denominator_parts<float><<<blocks, threads, 0, stream_of(on)>>>(args);
-    PLATONIC_CHECK_LAUNCH("sum_denominator: parts");
-    add_parts<<<1, threads, 0, stream_of(on)>>>(args.scratch, blocks, nullptr, false, args.denominator);
-    PLATONIC_CHECK_LAUNCH("sum_denominator: total");
+    const auto kernel = args.is_double ? denominator_parts<double> : denominator_parts<float>;
+    launch("sum_denominator: parts", kernel, blocks, threads, on, args);
+    launch("sum_denominator: total", add_parts, 1, threads, on, args.scratch, blocks, nullptr, false, args.denominator);
 }
 
 void scale_gradient(const ScaleArgs& args, const Launch& on) {
     const DeviceGuard guard(on.device);
-    switch (args.type) {
-        case ElementType::float16:
-            return launch_scale<__half>(args, on);
-        case ElementType::bfloat16:
-            return launch_scale<__nv_bfloat16>(args, on);
-        case ElementType::float32:
-            return launch_scale<float>(args, on);
-        default:
-            return launch_scale<double>(args, on);
-    }
+    const int64_t size = args.outer * args.classes * args.inner;
+    if (size == 0) return;
+    const bool packed = is_aligned(args.grad);
+    with_type(args.type, [&](auto element) {
+        typedef decltype(element) T;
+        const int blocks = blocks_for(packed && !args.per_sample ? size / pack<T> : size, on.device);
+        launch("scale_gradient", scale_elements<T>, blocks, threads, on, args, packed);
+    });
 }
 
 }  // namespace cuda

@@ -7,11 +7,13 @@
 // for every sample s = (outer, inner), so that no element needs another one: one read, one write, no one-hot tensor.
 // Class indices: t is t_pos at the sample's class and t_neg elsewhere, f_s = weight[class] (1 without) or 0 where the
 // class is ignore_index, w = 1. Dense targets: t as given, f = 1, w = weight.
-// scale = 1 / *denominator, or 1 where that is null. A sample with f_s = 0 has loss 0 and gradient 0, whatever x holds.
+// scale = *factor / *denominator, 1 for what is null. A sample with f_s = 0 has loss 0 and gradient 0, whatever x
+// holds.
 //
-// Arithmetic is float32 for float16, bfloat16 and float32, float64 for float64; gradients of 16 bits saturate at the
-// largest finite number. Sums of losses run over at most 64 vectors in that type and in float64 beyond, in an order
-// that depends on the shape alone: the same bits for any number of threads and in every run on one CUDA device.
+// Arithmetic is float32 for float16, bfloat16 and float32, float64 for float64. Gradients of 16 bits saturate at the
+// largest finite number before they are multiplied by the factor, whose overflow (a GradScaler's) has to be seen. Sums
+// of losses run over at most 64 vectors in that type and in float64 beyond, in an order that depends on the shape
+// alone: the same bits for any number of threads and in every run on one CUDA device.
 #pragma once
 
 #include <cstdint>
@@ -38,10 +40,11 @@ struct AmplifyArgs {
     double alpha, beta, max_input, t_neg, t_pos;
     bool streams;               // CPU: write grad past the caches, for one that does not fit them
     const double* denominator;  // [1] or null
-    bool per_sample;            // losses [outer, inner], unscaled, instead of their scaled sum
-    bool accumulate;            // add to `losses` instead of overwriting it
-    double* losses;             // [outer, inner] or [1]
-    double* scratch;            // CUDA: [amplify_partials]; CPU: null
+    const void* factor;  // A [1] or null: what the loss is multiplied by before its backward pass; not in `losses`
+    bool per_sample;     // losses [outer, inner], unscaled, instead of their scaled sum
+    bool accumulate;     // add to `losses` instead of overwriting it
+    double* losses;      // [outer, inner] or [1]
+    double* scratch;     // CUDA: [amplify_partials]; CPU: null
 };
 
 // Partial sums that a CUDA launch writes, at most.

@@ -80,6 +80,7 @@ template <class T>
 struct Plain {
     typedef T element;
     typedef T A;
+    static constexpr T largest = NumberMath<T>::largest;
     static PLATONIC_INLINE vec_t<T> load(const T* p) { return platonic::load(p); }
     static PLATONIC_INLINE void store(T* p, vec_t<T> v) { platonic::store(p, v); }
     // Past the caches, which saves reading the line that is overwritten.
@@ -113,17 +114,10 @@ PLATONIC_INLINE void store_16_bits(uint16_t* p, vint32 v) {
     const vuint16 bits = __builtin_convertvector(v, vuint16);
     std::memcpy(p, &bits, sizeof bits);
 }
-// NaN passes; infinity becomes the largest number.
-PLATONIC_INLINE vfloat saturate(vfloat v, float largest) {
-    return max(splat<float>(-largest), min(splat<float>(largest), v));
-}
-
-// The gradient of a loss saturates. What multiplies it afterwards (the factor of a GradScaler) has to overflow, or the
-// overflow would go unnoticed.
-template <bool saturates>
 struct Half {
     typedef uint16_t element;
     typedef float A;
+    static constexpr float largest = 65504.0f;
     static PLATONIC_INLINE vfloat load(const uint16_t* p) {
 #if defined(__AVX512F__)
         __m256i bits;
@@ -137,7 +131,6 @@ struct Half {
 #endif
     }
     static PLATONIC_INLINE void store(uint16_t* p, vfloat v) {
-        if (saturates) v = saturate(v, 65504.0f);
 #if defined(__AVX512F__)
         const __m256i bits = _mm512_maskz_cvtps_ph(0xffff, (__m512)v, _MM_FROUND_TO_NEAREST_INT);
         std::memcpy(p, &bits, sizeof bits);
@@ -154,13 +147,13 @@ struct Half {
     static PLATONIC_INLINE void stream(uint16_t* p, vfloat v) { store(p, v); }
 };
 
-template <bool saturates>
 struct Bfloat {
     typedef uint16_t element;
     typedef float A;
+    static constexpr float largest = 0x1.fep127f;
     static PLATONIC_INLINE vfloat load(const uint16_t* p) { return (vfloat)(load_16_bits(p) << 16); }
     static PLATONIC_INLINE void store(uint16_t* p, vfloat v) {
-        const vint32 bits = (vint32)(saturates ? saturate(v, 0x1.fep127f) : v);
+        const vint32 bits = (vint32)v;
         const vint32 rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
         store_16_bits(p, (bits & 0x7fffffff) > 0x7f800000 ? bits >> 16 | 0x40 : rounded);
     }

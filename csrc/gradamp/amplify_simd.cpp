@@ -25,29 +25,43 @@ PLATONIC_INLINE ivec_t<A> load_classes(const int_t<A>* p) {
 // are overwritten.
 template <class S>
 struct Output {
+    typedef typename S::A A;
     typename S::element* start;
     bool streams;
+    A limit;  // where 16-bit gradients saturate
 
     Output(const AmplifyArgs& a, int64_t offset)
-        : start(a.grad == nullptr ? nullptr : static_cast<typename S::element*>(a.grad) + offset), streams(a.streams) {}
-    PLATONIC_INLINE void put(int64_t i, vec_t<typename S::A> v) const {
+        : start(a.grad == nullptr ? nullptr : static_cast<typename S::element*>(a.grad) + offset),
+          streams(a.streams),
+          limit(S::largest) {
+        if (a.factor != nullptr) limit *= *static_cast<const A*>(a.factor);
+        if (limit < 0) limit = -limit;
+    }
+    PLATONIC_INLINE void put(int64_t i, vec_t<A> v) const {
         if (start == nullptr) return;
         if (streams)
-            S::stream(start + i, v);
+            S::stream(start + i, saturated(v));
         else
-            S::store(start + i, v);
+            S::store(start + i, saturated(v));
     }
     PLATONIC_INLINE void prefetch(int64_t i) const {
         if (start != nullptr && !streams) __builtin_prefetch(start + i, 1, 2);
     }
-    PLATONIC_INLINE void put_first(int64_t i, vec_t<typename S::A> v, int64_t count) const {
-        if (start != nullptr) store_first<S>(start + i, v, count);
+    PLATONIC_INLINE void put_first(int64_t i, vec_t<A> v, int64_t count) const {
+        if (start != nullptr) store_first<S>(start + i, saturated(v), count);
     }
     PLATONIC_INLINE void put_zeros(int64_t count) const {
         if (start != nullptr) std::memset(start, 0, count * sizeof *start);
     }
     PLATONIC_INLINE void advance(int64_t count) {
         if (start != nullptr) start += count;
+    }
+
+private:
+    // NaN passes; infinity becomes the limit.
+    PLATONIC_INLINE vec_t<A> saturated(vec_t<A> v) const {
+        if constexpr (sizeof(typename S::element) == sizeof(A)) return v;
+        return max(splat<A>(-limit), min(splat<A>(limit), v));
     }
 };
 
@@ -314,9 +328,9 @@ template <class Task>
 double choose(const AmplifyArgs& a, const Task& task) {
     switch (a.type) {
         case ElementType::float16:
-            return choose_amplifier<Half<true>>(a.amplifier, task);
+            return choose_amplifier<Half>(a.amplifier, task);
         case ElementType::bfloat16:
-            return choose_amplifier<Bfloat<true>>(a.amplifier, task);
+            return choose_amplifier<Bfloat>(a.amplifier, task);
         case ElementType::float32:
             return choose_amplifier<Plain<float>>(a.amplifier, task);
         default:
@@ -378,9 +392,9 @@ double amplify_pixels(const AmplifyArgs& args, double scale, int64_t outer, int6
 void scale_line(ElementType type, void* line, int64_t count, const void* factor, bool each) {
     switch (type) {
         case ElementType::float16:
-            return scale_elements<Half<false>>(line, count, factor, each);
+            return scale_elements<Half>(line, count, factor, each);
         case ElementType::bfloat16:
-            return scale_elements<Bfloat<false>>(line, count, factor, each);
+            return scale_elements<Bfloat>(line, count, factor, each);
         case ElementType::float32:
             return scale_elements<Plain<float>>(line, count, factor, each);
         default:

@@ -9,7 +9,8 @@ namespace platonic {
 // Pixels of one chunk: what a chunk keeps beside the logits stays in the first-level cache.
 constexpr int64_t amplify_max_pixels = 1024;
 
-// Rows [first, first + rows) of logits whose classes are contiguous (inner = 1). Returns the sum of their losses.
+// Rows [first, first + rows) of logits whose classes are contiguous (inner = 1), gradients times `scale`. Returns the
+// sum of their losses, without it.
 PLATONIC_FOR_EACH_ISA(double amplify_rows(const AmplifyArgs&, double scale, int64_t first, int64_t rows);)
 
 // Pixels [first, first + count) of one element of outer, all classes; count <= amplify_max_pixels.

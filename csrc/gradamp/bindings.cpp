@@ -1,40 +1,25 @@
 // Python's way into the kernels of this room. Pointers arrive as integers from gradamp/_ops.py, the only caller, which
 // has checked dtypes, shapes, devices and layouts; nothing is checked again here. The GIL is released.
+#include "common/bindings.h"
+
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <array>
 
-#include "common/launch.h"
 #include "gradamp/amplify.h"
 
 namespace py = pybind11;
 
-// Runs kernel(args, on) where `on` says.
-#if defined(PLATONIC_CUDA)
-#define PLATONIC_ON_DEVICE(kernel, args, on) ((on).device < 0 ? cpu::kernel(args, on) : cuda::kernel(args, on))
-#else
-#define PLATONIC_ON_DEVICE(kernel, args, on) ((on).device < 0 ? cpu::kernel(args, on) : no_cuda(#kernel))
-#endif
-
 namespace platonic {
-namespace {
-
-template <class T>
-T* pointer(uintptr_t address) {
-    return reinterpret_cast<T*>(address);
-}
-
-}  // namespace
-
 void bind_gradamp(py::module_& m) {
     m.attr("amplify_partials") = amplify_partials;
     m.def(
         "amplify",
         [](int amplifier, int type, std::array<int64_t, 3> shape, uintptr_t x, uintptr_t grad, uintptr_t target,
            uintptr_t dense, uintptr_t weight, int64_t ignore_index, int64_t class_offset, int64_t all_classes,
-           std::array<double, 5> settings, bool streams, uintptr_t denominator, bool per_sample, bool accumulate,
-           uintptr_t losses, uintptr_t scratch, int device, int threads, uintptr_t stream) {
+           std::array<double, 5> settings, bool streams, uintptr_t denominator, uintptr_t factor, bool per_sample,
+           bool accumulate, uintptr_t losses, uintptr_t scratch, int device, int threads, uintptr_t stream) {
             const AmplifyArgs args{static_cast<Amplifier>(amplifier),
                                    static_cast<ElementType>(type),
                                    shape[0],
@@ -55,6 +40,7 @@ void bind_gradamp(py::module_& m) {
                                    settings[4],
                                    streams,
                                    pointer<const double>(denominator),
+                                   pointer<const void>(factor),
                                    per_sample,
                                    accumulate,
                                    pointer<double>(losses),

@@ -1,5 +1,7 @@
 // Python's way into the kernels of this room. Pointers arrive as integers from platonic/_ops.py, the only caller,
 // which has checked dtypes, shapes, devices and layouts; nothing is checked again here. The GIL is released.
+#include "common/bindings.h"
+
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -7,7 +9,6 @@
 #include <vector>
 
 #include "common/activation.h"
-#include "common/launch.h"
 #include "common/math_probe.h"
 #include "platonic/batched_ridge.h"
 #include "platonic/fit_narrow.h"
@@ -16,13 +17,6 @@
 #include "platonic/sorted_pca.h"
 
 namespace py = pybind11;
-
-// Runs kernel(args, on) where `on` says.
-#if defined(PLATONIC_CUDA)
-#define PLATONIC_ON_DEVICE(kernel, args, on) ((on).device < 0 ? cpu::kernel(args, on) : cuda::kernel(args, on))
-#else
-#define PLATONIC_ON_DEVICE(kernel, args, on) ((on).device < 0 ? cpu::kernel(args, on) : no_cuda(#kernel))
-#endif
 
 namespace platonic {
 namespace {
@@ -36,20 +30,18 @@ void bind_math(py::module_& m) {
     m.def(
         "probe_math",
         [](int function, int activation, bool is_double, uintptr_t x, uintptr_t y, int64_t n) {
-            const MathProbe probe{
-                static_cast<MathFunction>(function), activation, is_double, reinterpret_cast<const void*>(x),
-                reinterpret_cast<void*>(y),          n};
+            const MathProbe probe{static_cast<MathFunction>(function),
+                                  activation,
+                                  is_double,
+                                  pointer<const void>(x),
+                                  pointer<void>(y),
+                                  n};
             PLATONIC_DISPATCH(probe_math(probe));
         },
         "y = function of x for tests: 0 exp, 1 expm1, 2 tanh, 3 vector activation, 4 scalar activation.");
 }
 
 // ---- fit_narrow ----
-
-template <class T>
-T* pointer(uintptr_t address) {
-    return reinterpret_cast<T*>(address);
-}
 
 void bind_fit_narrow(py::module_& m) {
     m.attr("narrow_panel") = narrow_panel;
@@ -109,29 +101,27 @@ void bind_gram(py::module_& m) {
            uintptr_t x_factor, uintptr_t weight, uintptr_t bias, int activation, int64_t width, uintptr_t y,
            int64_t targets, uintptr_t row_weight, uintptr_t z, uintptr_t gram, uintptr_t mean, uintptr_t total,
            uintptr_t scratch, int device, int threads, uintptr_t stream) {
-            const auto in = [](uintptr_t p) { return reinterpret_cast<const void*>(p); };
-            const auto out = [](uintptr_t p) { return reinterpret_cast<double*>(p); };
             const GramArgs args{is_double,
                                 rows,
                                 columns,
                                 row_stride,
-                                in(x),
-                                in(x_mean),
-                                in(x_factor),
-                                in(weight),
-                                in(bias),
+                                pointer<const void>(x),
+                                pointer<const void>(x_mean),
+                                pointer<const void>(x_factor),
+                                pointer<const void>(weight),
+                                pointer<const void>(bias),
                                 activation,
                                 width,
-                                in(y),
+                                pointer<const void>(y),
                                 targets,
-                                in(row_weight),
-                                reinterpret_cast<void*>(z),
-                                out(gram),
-                                out(mean),
-                                out(total),
-                                reinterpret_cast<void*>(scratch)};
+                                pointer<const void>(row_weight),
+                                pointer<void>(z),
+                                pointer<double>(gram),
+                                pointer<double>(mean),
+                                pointer<double>(total),
+                                pointer<void>(scratch)};
             py::gil_scoped_release release;
-            const Launch on{device, threads, reinterpret_cast<void*>(stream)};
+            const Launch on{device, threads, pointer<void>(stream)};
             PLATONIC_ON_DEVICE(gram, args, on);
         },
         "Moments of [z | y]; see gram.h.");
@@ -142,9 +132,8 @@ void bind_gram(py::module_& m) {
 void bind_sorted_pca(py::module_& m) {
     const auto joined = [](bool is_double, int64_t rows, int64_t columns, int64_t row_stride, uintptr_t x, uintptr_t y,
                            int64_t targets) {
-        return JoinedRows{
-            is_double, rows, columns, row_stride, reinterpret_cast<const void*>(x), reinterpret_cast<const void*>(y),
-            targets};
+        return JoinedRows{is_double, rows, columns, row_stride, pointer<const void>(x), pointer<const void>(y),
+                          targets};
     };
     m.attr("max_product_vectors") = max_product_vectors;
     m.def("product_slices", &product_slices, "Slices of rows that the CUDA kernel of centred_product cuts.");
@@ -155,16 +144,16 @@ void bind_sorted_pca(py::module_& m) {
                  uintptr_t dots, uintptr_t product, uintptr_t sums, uintptr_t scratch, int device, int threads,
                  uintptr_t stream) {
             const CentredProductArgs args{joined(is_double, rows, columns, row_stride, x, y, targets),
-                                          reinterpret_cast<const void*>(row_weight),
-                                          reinterpret_cast<const void*>(shift),
-                                          reinterpret_cast<const void*>(vectors),
+                                          pointer<const void>(row_weight),
+                                          pointer<const void>(shift),
+                                          pointer<const void>(vectors),
                                           count,
-                                          reinterpret_cast<void*>(dots),
-                                          reinterpret_cast<double*>(product),
-                                          reinterpret_cast<double*>(sums),
-                                          reinterpret_cast<double*>(scratch)};
+                                          pointer<void>(dots),
+                                          pointer<double>(product),
+                                          pointer<double>(sums),
+                                          pointer<double>(scratch)};
             py::gil_scoped_release release;
-            const Launch on{device, threads, reinterpret_cast<void*>(stream)};
+            const Launch on{device, threads, pointer<void>(stream)};
             PLATONIC_ON_DEVICE(centred_product, args, on);
         },
         "Products with the second moments of [x | y] about a shift; see sorted_pca.h.");
@@ -174,10 +163,10 @@ void bind_sorted_pca(py::module_& m) {
                  int64_t targets, uintptr_t shift, uintptr_t direction, uintptr_t out, int device, int threads,
                  uintptr_t stream) {
             const ProjectRowsArgs args{joined(is_double, rows, columns, row_stride, x, y, targets),
-                                       reinterpret_cast<const double*>(shift),
-                                       reinterpret_cast<const double*>(direction), reinterpret_cast<double*>(out)};
+                                       pointer<const double>(shift), pointer<const double>(direction),
+                                       pointer<double>(out)};
             py::gil_scoped_release release;
-            const Launch on{device, threads, reinterpret_cast<void*>(stream)};
+            const Launch on{device, threads, pointer<void>(stream)};
             PLATONIC_ON_DEVICE(project_rows, args, on);
         },
         "Rows of [x | y] on one direction; see sorted_pca.h.");

@@ -1,6 +1,8 @@
 // Python's way into the kernels of this room. Pointers arrive as integers from weight_compression/_ops.py, which has
 // checked dtypes, devices and layouts; nothing is checked again here. Whatever takes longer than a few microseconds
 // releases the GIL.
+#include "common/bindings.h"
+
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -23,11 +25,6 @@ namespace platonic {
 void bind_device_codec(py::module_& m);  // bindings_device.cpp
 
 namespace {
-
-template <class T>
-T* pointer(uintptr_t address) {
-    return reinterpret_cast<T*>(address);
-}
 
 Values values(int dtype, int64_t n, uintptr_t x) { return {static_cast<DType>(dtype), pointer<const void>(x), n}; }
 

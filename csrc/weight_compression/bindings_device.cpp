@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "common/bindings.h"
 #include "weight_compression/device_codec.h"
 
 namespace py = pybind11;
@@ -22,19 +23,12 @@ void decompress(const DecompressCall&, const Launch&) { no_cuda("decompress"); }
 namespace {
 
 DeviceArray array(int dtype, int64_t item, int64_t n, uintptr_t data, const std::vector<int64_t>& sizes) {
-    DeviceArray a{dtype, item, n, reinterpret_cast<void*>(data), {static_cast<int>(sizes.size()), {}}};
+    DeviceArray a{dtype, item, n, pointer<void>(data), {static_cast<int>(sizes.size()), {}}};
     for (size_t d = 0; d < sizes.size(); ++d) a.shape.sizes[d] = sizes[d];
     return a;
 }
 
-template <class T>
-T* pointer(uintptr_t address) {
-    return reinterpret_cast<T*>(address);
-}
-
-Launch on_device(int device, int threads, uintptr_t stream) {
-    return {device, threads, reinterpret_cast<void*>(stream)};
-}
+Launch on_device(int device, int threads, uintptr_t stream) { return {device, threads, pointer<void>(stream)}; }
 
 }  // namespace
 

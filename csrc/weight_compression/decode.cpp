@@ -5,11 +5,11 @@
 #include <vector>
 
 #include "common/exact_denormals.h"
+#include "common/half.h"
 #include "common/parallel.h"
 #include "weight_compression/blocks.h"
 #include "weight_compression/codec.h"
 #include "weight_compression/crc32c.h"
-#include "weight_compression/half.h"
 
 namespace platonic {
 namespace cpu {

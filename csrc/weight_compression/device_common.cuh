@@ -2,7 +2,7 @@
 #pragma once
 
 #include "common/cuda_utils.cuh"
-#include "weight_compression/half.h"
+#include "common/half.h"
 #include "weight_compression/payload_layout.h"
 #include "weight_compression/quantizer.h"
 #include "weight_compression/source.h"

@@ -7,11 +7,11 @@
 #include <vector>
 
 #include "common/exact_denormals.h"
+#include "common/half.h"
 #include "weight_compression/blocks.h"
 #include "weight_compression/code_lengths.h"
 #include "weight_compression/codec.h"
 #include "weight_compression/crc32c.h"
-#include "weight_compression/half.h"
 #include "weight_compression/payload_layout.h"
 
 namespace platonic {

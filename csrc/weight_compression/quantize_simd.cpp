@@ -5,8 +5,8 @@
 #include <cstring>
 #include <type_traits>
 
+#include "common/half.h"
 #include "common/simd.h"
-#include "weight_compression/half.h"
 
 namespace platonic {
 namespace PLATONIC_ISA {

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "weight_compression/half.h"
+#include "common/half.h"
 #include "weight_compression/quantizer.h"
 
 namespace platonic {

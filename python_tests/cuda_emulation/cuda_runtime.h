@@ -88,6 +88,10 @@ template <class T>
 T __shfl_up_sync(uint32_t mask, T value, int lanes) {
     return emulated_exchange(emulation::Collective::shuffle_up, mask, value, lanes);
 }
+template <class T>
+T __shfl_down_sync(uint32_t mask, T value, int lanes) {
+    return emulated_exchange(emulation::Collective::shuffle_down, mask, value, lanes);
+}
 inline uint32_t __match_any_sync(uint32_t mask, int value) {
     return static_cast<uint32_t>(
         emulation::exchange(emulation::Collective::match, mask, static_cast<uint32_t>(value), 0));

@@ -10,6 +10,7 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 extern char __start_emulated_shared[], __stop_emulated_shared[];
@@ -43,7 +44,8 @@ int current = 0;
 bool backwards = false;
 const std::function<void()>* work = nullptr;
 jmp_buf scheduler;
-sigjmp_buf touched;  // where a fault of memory leads
+std::string assertion;  // the one that failed
+sigjmp_buf touched;     // where a fault of memory leads
 void* address = nullptr;
 
 // Changing places with setjmp costs no system call, unlike swapcontext.
@@ -63,7 +65,10 @@ void resume(int i) {
     current = i;
     threadIdx = dim3(static_cast<unsigned>(i), 0, 0);
     Fiber& fiber = fibers[i];
-    if (_setjmp(scheduler) != 0) return;
+    if (_setjmp(scheduler) != 0) {
+        if (!assertion.empty()) throw std::runtime_error(std::exchange(assertion, ""));
+        return;
+    }
     if (fiber.started) _longjmp(fiber.place, 1);
     fiber.started = true;
     getcontext(&fiber.start);
@@ -216,7 +221,9 @@ uint64_t exchange(Collective kind, uint32_t mask, uint64_t value, int argument) 
     for (int l = 0; l < warp; ++l) {
         if ((mask >> l & 1) == 0) continue;
         Fiber& fiber = fibers[first + l];
-        const int from = kind == Collective::shuffle_xor ? l ^ fiber.argument : l - fiber.argument;
+        const int from = kind == Collective::shuffle_xor  ? l ^ fiber.argument
+                         : kind == Collective::shuffle_up ? l - fiber.argument
+                                                          : l + fiber.argument;
         switch (kind) {
             case Collective::sync:
                 break;
@@ -225,7 +232,8 @@ uint64_t exchange(Collective kind, uint32_t mask, uint64_t value, int argument) 
                 break;
             case Collective::shuffle_xor:
             case Collective::shuffle_up:
-                fiber.result = from < 0 ? fiber.value : fibers[first + from].value;
+            case Collective::shuffle_down:
+                fiber.result = from < 0 || from >= warp ? fiber.value : fibers[first + from].value;
                 break;
             case Collective::match:
                 fiber.result = 0;
@@ -263,3 +271,9 @@ void release(void* memory, size_t size, bool at_end) {
 }
 
 }  // namespace emulation
+
+// assert() of a kernel ends here, since the library's symbols come before those of others (-Bsymbolic).
+extern "C" void __assert_fail(const char* text, const char*, unsigned, const char*) noexcept {
+    emulation::assertion = emulation::where(emulation::current) + " fails an assertion: " + text;
+    _longjmp(emulation::scheduler, 1);
+}

@@ -1,8 +1,9 @@
 // Blocks of CUDA threads on the CPU: every thread is a fiber, which runs until it has to wait for others.
 //
 // What a GPU would leave undefined is an error here: threads of a block that wait at different places, a lane of a
-// warp's mask that never comes or comes with another mask. Shared memory is filled with rubbish before every block.
-// Memory from `allocate` lies against a page that cannot be touched; a kernel that leaves it is stopped.
+// warp's mask that never comes or comes with another mask; an assertion that fails is one too. Shared memory is filled
+// with rubbish before every block. Memory from `allocate` lies against a page that cannot be touched; a kernel that
+// leaves it is stopped.
 #pragma once
 
 #include <cstddef>
@@ -26,7 +27,7 @@ void set_backwards(bool backwards);
 // Until all threads of the block are here; whether `x` was true in one.
 bool barrier(bool x);
 
-enum class Collective { sync, ballot, shuffle_xor, shuffle_up, match };
+enum class Collective { sync, ballot, shuffle_xor, shuffle_up, shuffle_down, match };
 
 // Until all lanes of `mask` are here with the same `kind`; what the lane gets.
 uint64_t exchange(Collective kind, uint32_t mask, uint64_t value, int argument);

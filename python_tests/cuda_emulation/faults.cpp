@@ -1,14 +1,12 @@
 // Kernels with mistakes, which the emulation has to find, for ctypes.
-#include <exception>
-#include <string>
+#include <cassert>
 
 #include "common/cuda_utils.cuh"
+#include "exports.h"
 
 namespace {
 
 using platonic::launch;
-
-std::string message;
 
 __global__ void half_a_barrier(int* out) {
     if (threadIdx.x < 16) return;
@@ -35,6 +33,11 @@ __global__ void shared_unwritten(int* out) {
     out[threadIdx.x] = value[threadIdx.x];
 }
 
+__global__ void asserts(int* out) {
+    assert(threadIdx.x < 40 && "no more than 40");
+    out[threadIdx.x] = 1;
+}
+
 __global__ void right(int* out) {
     __shared__ int sum;
     if (threadIdx.x == 0) sum = 0;
@@ -46,16 +49,10 @@ __global__ void right(int* out) {
 
 }  // namespace
 
-// The message of what was found in the kernel, or "".
-extern "C" const char* run_faulty(int which, int* out) {
+// Whether a mistake was found in the kernel; emulated_error() then says which.
+extern "C" int run_faulty(int which, int* out) {
     using Kernel = void (*)(int*);
-    const Kernel kernels[] = {half_a_barrier, barriers_apart,   lanes_that_do_not_come,
-                              beyond_the_end, shared_unwritten, right};
-    message.clear();
-    try {
-        launch("faults", kernels[which], 1, 64, {0, 0, nullptr}, out);
-    } catch (const std::exception& e) {
-        message = e.what();
-    }
-    return message.c_str();
+    const Kernel kernels[] = {half_a_barrier,   barriers_apart, lanes_that_do_not_come, beyond_the_end, asserts,
+                              shared_unwritten, right};
+    return emulation::guarded([&] { launch("faults", kernels[which], 1, 64, {0, 0, nullptr}, out); });
 }

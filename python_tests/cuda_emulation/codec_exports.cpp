@@ -1,15 +1,10 @@
 // The codec's CUDA entry points for ctypes, with the parameters of csrc/weight_compression/bindings.cpp.
-#include <exception>
-#include <string>
-
-#include "emulation.h"
+#include "exports.h"
 #include "weight_compression/device_codec.h"
 
 using namespace platonic;
 
 namespace {
-
-std::string message;
 
 DeviceArray array(int dtype, int64_t item, int64_t n, void* data, int dimensions, const int64_t* sizes) {
     DeviceArray a{dtype, item, n, data, {dimensions, {}}};
@@ -17,30 +12,9 @@ DeviceArray array(int dtype, int64_t item, int64_t n, void* data, int dimensions
     return a;
 }
 
-// 0, or 1 and a message.
-template <class F>
-int guarded(const F& run) {
-    try {
-        run();
-        return 0;
-    } catch (const std::exception& e) {
-        message = e.what();
-        return 1;
-    }
-}
-
 }  // namespace
 
 extern "C" {
-
-const char* emulated_error() { return message.c_str(); }
-void emulated_backwards(int backwards) { emulation::set_backwards(backwards != 0); }
-void* emulated_allocate(int64_t size, int at_end) {
-    return emulation::allocate(static_cast<size_t>(size), at_end != 0);
-}
-void emulated_release(void* memory, int64_t size, int at_end) {
-    emulation::release(memory, static_cast<size_t>(size), at_end != 0);
-}
 
 int64_t compress_scratch_bytes(int dtype, int64_t item, int64_t n, int way, int64_t group_size, int64_t cut) {
     CompressCall call{};
@@ -57,7 +31,7 @@ int64_t decompress_scratch_bytes(int dtype, int64_t item, int64_t n) {
 int compress_on_device(int dtype, int64_t item, int64_t n, void* x, int dimensions, const int64_t* sizes, int way,
                        int64_t group_size, int64_t cut, int keep_nonfinite, int rule, double value, int entropy_bits,
                        double sample_fraction, int try_sample, void* out, void* size, void* scratch) {
-    return guarded([&] {
+    return emulation::guarded([&] {
         const CompressCall call{array(dtype, item, n, x, dimensions, sizes),
                                 static_cast<Way>(way),
                                 keep_nonfinite != 0,
@@ -78,7 +52,7 @@ int compress_on_device(int dtype, int64_t item, int64_t n, void* x, int dimensio
 int decompress_on_device(const void* payload, int64_t size, int dtype, int64_t item, int64_t n, void* out,
                          int dimensions, const int64_t* sizes, int accumulate, double scale, int check, void* status,
                          void* scratch) {
-    return guarded([&] {
+    return emulation::guarded([&] {
         const DecompressCall call{static_cast<const uint8_t*>(payload),
                                   size,
                                   array(dtype, item, n, out, dimensions, sizes),
