@@ -188,15 +188,6 @@ def test_compress_into_on_the_cpu():
         wc.compress_into(x, out.to(torch.int16))
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{"ratio": 4.0}, {"lossless": True}, {"group_size": 64}, {"per_channel": True}, {"clip_quantile": 0.99}],
-)
-def test_options_of_the_cpu_are_refused(options, backend):
-    with pytest.raises(NotImplementedError, match=f"{next(iter(options))}: .*move the tensor to the CPU"):
-        backend.compress(draw("normal", 100, torch.float32), wc.CompressionConfig(**options))
-
-
 def test_shape_from_the_payload(backend):
     x = draw("laplace", 600, torch.float16).view(20, 30)
     payload = wc.compress(x).to(backend.where)

@@ -12,11 +12,14 @@ from platonic_core import _C
 from platonic_core.launch import where
 from weight_compression import _ops
 from weight_compression.config import CompressionConfig
-from weight_compression.payload import DTYPES
+from weight_compression.payload import DTYPES, unit_width
+from weight_compression.planes import SAMPLED
+from weight_compression.ranges import group_size_of, values_cut
 
 kernels = _C.weight_compression
 
-_BY_ENTROPY, _GIVEN, _BY_ERROR = 0, 1, 2  # LevelRule of the kernels
+_BY_ENTROPY, _GIVEN, _BY_ERROR, _BY_RATIO = 0, 1, 2, 3  # LevelRule of the kernels
+_EXACT, _QUANTISED, _PLANES = 0, 1, 2  # Way
 
 
 def _rule(config: CompressionConfig) -> tuple[int, float]:
@@ -24,27 +27,35 @@ def _rule(config: CompressionConfig) -> tuple[int, float]:
         return _GIVEN, kernels.levels_of_bits(config.bits)
     if config.max_error is not None:
         return _BY_ERROR, config.max_error
+    if config.ratio is not None:
+        return _BY_RATIO, config.ratio
     if config.gradient_rms is not None:
         return _GIVEN, kernels.levels_of_bits(kernels.exact_log2(config.gradient_rms + 1.0) + config.floor_bits)
     return _BY_ENTROPY, config.floor_bits
 
 
-def compress(
-    x: torch.Tensor, shape: tuple[int, ...], quantise: bool, config: CompressionConfig, out: torch.Tensor
-) -> torch.Tensor:
+def compress(x: torch.Tensor, shape: tuple[int, ...], config: CompressionConfig, out: torch.Tensor) -> torch.Tensor:
     """Writes the payload of flat contiguous x to uint8 `out`, large enough for any; returns its size, int64 [], or -1.
 
     -1: x holds NaN or infinity, and the configuration does not keep those.
     """
-    try_sample = x.numel() >= _ops.kernels.sample_coded_from and not config.full_histogram
+    kind = DTYPES.index(x.dtype), x.element_size(), x.numel()
+    way, group_size, cut, try_sample = _EXACT, 0, 0, False
+    if config.lossless and x.numel() > 1:
+        way = _PLANES
+        try_sample = x.numel() * x.element_size() // unit_width(x.dtype) >= SAMPLED
+    elif x.dtype in _ops.DTYPE_CODES and x.numel() > 0 and not config.lossless:
+        way, group_size = _QUANTISED, group_size_of(shape, config)
+        cut = values_cut(_ops.kernels.sample_size(x.numel(), config.sample_fraction), config)
+        enough = x.numel() >= _ops.kernels.sample_coded_from
+        try_sample = enough and config.ratio is None and not config.full_histogram
     size = torch.empty((), dtype=torch.int64, device=x.device)
-    scratch = torch.empty(
-        kernels.compress_scratch_bytes(x.element_size(), x.numel()), dtype=torch.uint8, device=x.device
-    )
+    room = kernels.compress_scratch_bytes(*kind, way, group_size, cut)
+    scratch = torch.empty(room, dtype=torch.uint8, device=x.device)
     kernels.compress_on_device(
-        DTYPES.index(x.dtype), x.element_size(), x.numel(), x.data_ptr(), list(shape), quantise,
-        config.nonfinite == "raw", *_rule(config), config.entropy_bits, config.sample_fraction, try_sample, out.data_ptr(),
-        size.data_ptr(), scratch.data_ptr(), *where(x),
+        *kind, x.data_ptr(), list(shape), way, group_size, cut, config.nonfinite == "raw", *_rule(config),
+        config.entropy_bits, config.sample_fraction, try_sample, out.data_ptr(), size.data_ptr(), scratch.data_ptr(),
+        *where(x),
     )  # fmt: skip
     return size
 

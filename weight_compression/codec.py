@@ -53,8 +53,7 @@ def compress(tensor: torch.Tensor, config: CompressionConfig | None = None) -> t
     NonFiniteError
         If there is NaN or infinity and ``config.nonfinite`` is 'raise'.
     NotImplementedError
-        If the tensor is on a CUDA device and the configuration asks for what only the CPU does: `ratio`, `lossless`,
-        `group_size`, `per_channel` or `clip_quantile`.
+        If the tensor is neither on the CPU nor on a CUDA device.
     TypeError
         If the dtype is not one that payloads can hold.
 

@@ -19,7 +19,6 @@ from platonic_core.files import atomic_file
 from weight_compression import _ops
 from weight_compression.codec import DEFAULT_MAX_BYTES, PayloadInfo, compress, decompress, payload_info
 from weight_compression.config import CompressionConfig
-from weight_compression.device import unsupported
 from weight_compression.errors import (
     BadChecksumError,
     BadHeaderError,
@@ -57,7 +56,7 @@ def save_file(
     ----------
     state_dict : mapping of str to torch.Tensor, or torch.nn.Module
         Of a module, its ``state_dict()``. Integer and boolean buffers are kept exactly. Tensors on a CUDA device are
-        compressed there, with options that only the CPU has on the CPU.
+        compressed there.
     path : path-like
     config : CompressionConfig, optional
     only : callable (name, tensor) -> bool, optional
@@ -97,7 +96,7 @@ def save_file(
                 if key in seen and seen[key][0]() is not None:
                     entries[name] = seen[key][1]
                     continue
-                payload = compress(tensor if unsupported(chosen) is None else tensor.cpu(), chosen).cpu()
+                payload = compress(tensor, chosen).cpu()
             except (ValueError, TypeError, NotImplementedError) as error:
                 raise type(error)(f"{name}: {error}") from error
             payloads.write(payload.numpy().data)

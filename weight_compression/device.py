@@ -6,41 +6,21 @@ longest possible one needs, and its size is a tensor.
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 
-from weight_compression import _device_ops, _ops
+from weight_compression import _device_ops
 from weight_compression.config import CompressionConfig
 from weight_compression.errors import SizeLimitError
 from weight_compression.payload import peek
 
-__all__ = ["compress", "compress_into", "decompress", "unsupported"]
-
-_SUPPORTED = {
-    "floor_bits", "entropy_bits", "sample_fraction", "bits", "max_error", "gradient_rms", "full_histogram", "nonfinite",
-}  # fmt: skip
-
-
-def unsupported(config: CompressionConfig) -> str | None:
-    """An option of the configuration that only the CPU has, if there is one."""
-    for field in dataclasses.fields(config):
-        if field.name not in _SUPPORTED and getattr(config, field.name) != field.default:
-            return field.name
-    return None
+__all__ = ["compress", "compress_into", "decompress"]
 
 
 def compress_into(
     x: torch.Tensor, shape: tuple[int, ...], config: CompressionConfig, out: torch.Tensor
 ) -> torch.Tensor:
     """The payload of flat contiguous x into `out`; its size on the device, -1 if it may not be stored. Never waits."""
-    if (name := unsupported(config)) is not None:
-        raise NotImplementedError(
-            f"{name}: expected its default, the only one on a CUDA device, got {getattr(config, name)!r}: move the "
-            "tensor to the CPU with .cpu()"
-        )
-    quantise = x.dtype in _ops.DTYPE_CODES and x.numel() > 0
-    return _device_ops.compress(x, shape, quantise, config, out)
+    return _device_ops.compress(x, shape, config, out)
 
 
 def compress(x: torch.Tensor, shape: tuple[int, ...], config: CompressionConfig, bound: int) -> torch.Tensor | None:

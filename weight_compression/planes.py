@@ -26,7 +26,6 @@ from weight_compression.payload import (
 __all__ = ["compress_planes", "decode_planes"]
 
 SAMPLED = 1 << 20  # units from which on a sample decides whether a plane is worth counting
-WORTHWHILE = 0.995  # planes that the sample's code leaves more of stay as they are
 
 _UNITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -46,7 +45,7 @@ def _choose_kind(units: torch.Tensor, plane: _ops.Plane) -> tuple[PlaneHeader, i
     """How a plane is stored, and room for its blocks."""
     n = units.numel()
     raw = PlaneHeader(PlaneKind.RAW), n
-    if n >= SAMPLED and _smallest_share(_ops.plane_counts(_sample(units), plane)) > WORTHWHILE:
+    if n >= SAMPLED and _is_hopeless(_ops.plane_counts(_sample(units), plane)):
         return raw
     counts = _ops.plane_counts(units, plane)
     if int((counts > 0).sum()) == 1:
@@ -58,11 +57,11 @@ def _choose_kind(units: torch.Tensor, plane: _ops.Plane) -> tuple[PlaneHeader, i
     return PlaneHeader(PlaneKind.CODED, lengths=lengths), room
 
 
-def _smallest_share(counts: torch.Tensor) -> float:
-    """Of the bytes that they count, what coding could leave."""
+def _is_hopeless(counts: torch.Tensor) -> bool:
+    """Whether coding would leave more than 0.995 of the bytes that they count."""
     if int((counts > 0).sum()) == 1:
-        return 0.0
-    return float((counts * _ops.code_lengths(counts)).sum() / (8 * counts.sum()))
+        return False
+    return 200 * int((counts * _ops.code_lengths(counts)).sum()) > 199 * 8 * int(counts.sum())
 
 
 def _sample(units: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ namespace platonic {
 
 #if !defined(PLATONIC_CUDA)
 namespace cuda {
-int64_t compress_scratch_bytes(int64_t, int64_t) { no_cuda("compress"); }
+int64_t compress_scratch_bytes(const CompressCall&) { no_cuda("compress"); }
 int64_t decompress_scratch_bytes(int, int64_t, int64_t) { no_cuda("decompress"); }
 void compress(const CompressCall&, const Launch&) { no_cuda("compress"); }
 void decompress(const DecompressCall&, const Launch&) { no_cuda("decompress"); }
@@ -39,22 +39,35 @@ Launch on_device(int device, int threads, uintptr_t stream) {
 }  // namespace
 
 void bind_device_codec(py::module_& m) {
-    m.def("compress_scratch_bytes", &cuda::compress_scratch_bytes, py::arg("item"), py::arg("n"));
+    m.def(
+        "compress_scratch_bytes",
+        [](int dtype, int64_t item, int64_t n, int way, int64_t group_size, int64_t cut) {
+            CompressCall call{};
+            call.x = array(dtype, item, n, 0, {});
+            call.way = static_cast<Way>(way);
+            call.group_size = group_size;
+            call.cut = cut;
+            return cuda::compress_scratch_bytes(call);
+        },
+        "Of a call with these.");
     m.def("decompress_scratch_bytes", &cuda::decompress_scratch_bytes, py::arg("dtype"), py::arg("item"), py::arg("n"));
     m.def(
         "compress_on_device",
-        [](int dtype, int64_t item, int64_t n, uintptr_t x, const std::vector<int64_t>& sizes, bool quantise,
-           bool keep_nonfinite, int rule, double value, int entropy_bits, double sample_fraction, bool try_sample,
-           uintptr_t out, uintptr_t size, uintptr_t scratch, int device, int threads, uintptr_t stream) {
+        [](int dtype, int64_t item, int64_t n, uintptr_t x, const std::vector<int64_t>& sizes, int way,
+           int64_t group_size, int64_t cut, bool keep_nonfinite, int rule, double value, int entropy_bits,
+           double sample_fraction, bool try_sample, uintptr_t out, uintptr_t size, uintptr_t scratch, int device,
+           int threads, uintptr_t stream) {
             py::gil_scoped_release release;
             const CompressCall call{array(dtype, item, n, x, sizes),
-                                    quantise,
+                                    static_cast<Way>(way),
                                     keep_nonfinite,
                                     static_cast<LevelRule>(rule),
                                     value,
                                     entropy_bits,
                                     sample_fraction,
                                     try_sample,
+                                    group_size,
+                                    cut,
                                     pointer<uint8_t>(out),
                                     pointer<int64_t>(size),
                                     pointer<void>(scratch)};

@@ -119,20 +119,20 @@ __device__ inline void walk_back(CodeShared& shared, int used, int limit) {
 }
 
 // lengths[levels] of the code, and the bits of all symbols together.
-__device__ inline int64_t find_lengths(const CompressScratch& scratch, CodeShared& shared, int levels, int used) {
+__device__ inline int64_t find_lengths(const CodeRoom& room, CodeShared& shared, int levels, int used) {
     const int limit = length_limit(levels);
     for (int i = threadIdx.x; i < 2 * mask_words * max_code_length; i += single_threads)
         shared.is_symbol[i / (2 * mask_words)][i % (2 * mask_words)] = 0;
-    for (int s = threadIdx.x; s < levels; s += single_threads) scratch.lengths[s] = 0;
+    for (int s = threadIdx.x; s < levels; s += single_threads) room.lengths[s] = 0;
     __syncthreads();
-    merge_packages(shared, used, limit, scratch.packages);
+    merge_packages(shared, used, limit, room.packages);
     if (threadIdx.x < 32) walk_back(shared, used, limit);
     __syncthreads();
     int64_t bits = 0;
     for (int i = threadIdx.x; i < used; i += single_threads) {
         int length = 0;
         for (int level = 0; level < limit; ++level) length += shared.taken[level] > i;
-        scratch.lengths[shared.keys[i] & (max_coded_levels - 1)] = static_cast<uint8_t>(length);
+        room.lengths[shared.keys[i] & (max_coded_levels - 1)] = static_cast<uint8_t>(length);
         bits += length * static_cast<int64_t>(shared.keys[i] >> symbol_bits);
     }
     return sum_over_block<single_threads>(bits);
@@ -152,10 +152,10 @@ __device__ inline void run_around(const uint32_t* occurs, int s, int levels, int
 
 // pack_lengths of code_lengths.h: what a symbol writes follows from its place in the run of zeros around it, where it
 // writes it from the numbers of nibbles of those before. Returns the bytes.
-__device__ inline int pack_code(const CompressScratch& scratch, CodeShared& shared, int levels) {
+__device__ inline int pack_code(const CodeRoom& room, CodeShared& shared, int levels) {
     uint8_t* nibbles = reinterpret_cast<uint8_t*>(shared.keys);
     for (int s = threadIdx.x; s < (levels + 31) / 32 * 32; s += single_threads) {
-        const uint32_t occurs = __ballot_sync(full_warp, s < levels && scratch.lengths[s] > 0);
+        const uint32_t occurs = __ballot_sync(full_warp, s < levels && room.lengths[s] > 0);
         if (s % 32 == 0) shared.occurs[s / 32] = occurs;
     }
     __syncthreads();
@@ -163,7 +163,7 @@ __device__ inline int pack_code(const CompressScratch& scratch, CodeShared& shar
     for (int first = 0; first < levels; first += single_threads) {
         const int s = first + static_cast<int>(threadIdx.x);
         int count = 0, run = 0;
-        if (s < levels && scratch.lengths[s] > 0) {
+        if (s < levels && room.lengths[s] > 0) {
             count = 1;
         } else if (s < levels) {
             int begin, end;
@@ -173,7 +173,7 @@ __device__ inline int pack_code(const CompressScratch& scratch, CodeShared& shar
         }
         int64_t total;
         const int64_t place = written + exclusive_sum<single_threads>(count, &total);
-        if (count == 1) nibbles[place] = scratch.lengths[s];
+        if (count == 1) nibbles[place] = room.lengths[s];
         if (count == 2) {
             nibbles[place] = 15;
             nibbles[place + 1] = static_cast<uint8_t>(run - 2);
@@ -184,7 +184,7 @@ __device__ inline int pack_code(const CompressScratch& scratch, CodeShared& shar
     __syncthreads();
     const int bytes = static_cast<int>((written + 1) / 2);
     for (int i = threadIdx.x; i < bytes; i += single_threads)
-        scratch.packed[i] = static_cast<uint8_t>(nibbles[2 * i] | nibbles[2 * i + 1] << 4);
+        room.packed[i] = static_cast<uint8_t>(nibbles[2 * i] | nibbles[2 * i + 1] << 4);
     return bytes;
 }
 
@@ -212,69 +212,76 @@ __device__ void count_lengths(const uint8_t* lengths, int levels, int32_t* of_le
     __syncthreads();
 }
 
-__device__ inline void assign_codes(const CompressScratch& scratch, CodeShared& shared, int levels) {
-    count_lengths<single_threads>(scratch.lengths, levels, shared.of_length);
+__device__ inline void assign_codes(const CodeRoom& room, CodeShared& shared, int levels) {
+    count_lengths<single_threads>(room.lengths, levels, shared.of_length);
     if (threadIdx.x == 0) {
         CanonicalCode code;
         make_canonical_from_counts(shared.of_length, &code);
         for (int l = 1; l <= max_code_length; ++l) shared.next[l] = code.first_code[l];
         shared.next[0] = 0;
     }
-    for (int s = threadIdx.x; s < levels; s += single_threads) scratch.codes[s] = 0;
+    for (int s = threadIdx.x; s < levels; s += single_threads) room.codes[s] = 0;
     __syncthreads();
     if (threadIdx.x >= 32) return;
-    for_each_code(scratch.lengths, levels, shared.next, [&](int s, int length, int code) {
-        scratch.codes[s] = static_cast<uint32_t>(code) | static_cast<uint32_t>(length) << 16;
+    for_each_code(room.lengths, levels, shared.next, [&](int s, int length, int code) {
+        room.codes[s] = static_cast<uint32_t>(code) | static_cast<uint32_t>(length) << 16;
     });
 }
 
-// The code of `counts`, and its bytes in the header. Returns the bits of all values, of a sample's code those that they
-// may take; -1 if there is no code or that of the sample does not suffice.
-__device__ inline int64_t make_code(const CompressCall& call, const CompressScratch& scratch, CodeShared& shared,
-                                    bool sampled, int* packed) {
-    const int levels = static_cast<int>(scratch.plan->levels);
-    const unsigned long long* counts = sampled ? scratch.sampled : scratch.counts;
+// The code of `counts`, and its bytes in the header. Returns the bits of all n values, of a sample's code those that
+// they may take; -1 if there is no code or that of the sample does not suffice.
+__device__ inline int64_t make_code(const unsigned long long* counts, int levels, bool sampled, int64_t n,
+                                    const CodeRoom& room, CodeShared& shared, int* packed) {
     __syncthreads();  // whatever was in `shared` has been used
     const int used = sort_symbols(counts, levels, sampled, shared.keys);
-    // Of all values fewer than two only where the tensor is being changed meanwhile.
     if (used < 2) return -1;
-    int64_t bits = find_lengths(scratch, shared, levels, sampled ? levels : used);
+    int64_t bits = find_lengths(room, shared, levels, sampled ? levels : used);
     if (sampled) {
         SampleCode mine{0, 0, 0};
         for (int s = threadIdx.x; s < levels; s += single_threads)
-            mine.take(static_cast<int64_t>(counts[s]), scratch.lengths[s]);
+            mine.take(static_cast<int64_t>(counts[s]), room.lengths[s]);
         const SampleCode sample{sum_over_block<single_threads>(mine.size), sum_over_block<single_threads>(mine.bits),
                                 sum_over_block<single_threads>(mine.unseen)};
-        bits = sample_code_bits(sample, levels, call.x.n);
+        bits = sample_code_bits(sample, levels, n);
         if (bits < 0) return -1;
     }
-    *packed = pack_code(scratch, shared, levels);
-    assign_codes(scratch, shared, levels);
+    *packed = pack_code(room, shared, levels);
+    assign_codes(room, shared, levels);
     return bits;
+}
+
+// Header and blocks of the payload that stores every value as it is.
+__device__ inline int64_t raw_bytes(const CompressCall& call) {
+    const int64_t bytes = call.x.n * call.x.item;
+    return data_begin(call.x.shape.dimensions, 0, raw_blocks(bytes), false) + bytes;
 }
 
 // The mode with the smallest payload, of those the lowest; `bits` is that of a code or -1.
 __device__ inline Mode smallest_mode(const CompressCall& call, const CompressPlan& plan, int64_t bits, int packed) {
-    const int64_t n = call.x.n, item = call.x.item;
-    const int dimensions = call.x.shape.dimensions;
+    const int64_t n = call.x.n, item = call.x.item, groups = group_count(n, call.group_size);
+    const int64_t escapes = static_cast<int64_t>(plan.escapes) * (2 + item);
+    const auto with_header = [&](int64_t length_bytes, int64_t blocks) {
+        return data_begin(call.x.shape.dimensions, quantiser_own(length_bytes, groups, item), block_count(n),
+                          plan.clamped) +
+               blocks + escapes;
+    };
     Mode mode = Mode::raw;
-    int64_t size = data_begin(dimensions, 0, raw_blocks(n * item), false) + n * item;
-    const int64_t blocks = block_count(n);
-    const int64_t fixed = data_begin(dimensions, quantiser_own(0, 0, item), blocks, false) + fixed_bytes(n, plan.bits);
+    int64_t size = raw_bytes(call);
+    const int64_t fixed = with_header(0, fixed_bytes(n, plan.bits));
     if (fixed < size) {
         mode = Mode::fixed;
         size = fixed;
     }
-    const int64_t coded =
-        data_begin(dimensions, quantiser_own(packed, 0, item), blocks, false) + coded_bytes_bound(n, bits);
-    return bits >= 0 && coded < size ? Mode::entropy : mode;
+    return bits >= 0 && with_header(packed, coded_bytes_bound(n, bits)) < size ? Mode::entropy : mode;
 }
 
 // The code of all values, and what is smallest with it.
 __device__ inline void choose_from_all(const CompressCall& call, const CompressScratch& scratch, CodeShared& shared) {
     CompressPlan& plan = *scratch.plan;
     int packed = 0;
-    const int64_t bits = plan.levels <= max_coded_levels ? make_code(call, scratch, shared, false, &packed) : -1;
+    int64_t bits = -1;
+    if (plan.levels <= max_coded_levels)
+        bits = make_code(scratch.counts, static_cast<int>(plan.levels), false, call.x.n, scratch.code, shared, &packed);
     if (threadIdx.x != 0) return;
     const Mode mode = smallest_mode(call, plan, bits, packed);
     plan.mode = static_cast<int>(mode);
@@ -288,7 +295,8 @@ __global__ void __launch_bounds__(single_threads) choose_mode(CompressCall call,
     __shared__ CodeShared shared;
     if (call.try_sample && plan.levels <= max_coded_levels) {
         int packed = 0;
-        const int64_t bits = make_code(call, scratch, shared, true, &packed);
+        const int64_t bits =
+            make_code(scratch.sampled, static_cast<int>(plan.levels), true, call.x.n, scratch.code, shared, &packed);
         if (bits >= 0 && smallest_mode(call, plan, bits, packed) == Mode::entropy) {
             if (threadIdx.x != 0) return;
             plan.mode = static_cast<int>(Mode::entropy);

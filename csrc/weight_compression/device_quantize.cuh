@@ -3,7 +3,8 @@
 // kept, one or two bytes each, so that what follows reads a quarter of the values' bytes.
 #pragma once
 
-#include "weight_compression/device_plan.cuh"
+#include "weight_compression/device_ratio.cuh"
+#include "weight_compression/device_symbols.cuh"
 
 namespace platonic {
 namespace cuda {
@@ -69,9 +70,10 @@ __global__ void __launch_bounds__(grid_threads)
     if (threadIdx.x == 0) scratch.extents[blockIdx.x] = extent;
 }
 
-// The tensor's range, whether it decides the mode, and the sample's bins.
+// The tensor's range, and whether it decides the mode. `sample` is the number of the sample's values.
 template <class T>
-__global__ void __launch_bounds__(grid_threads) settle_range(CompressCall call, int parts, CompressScratch scratch) {
+__global__ void __launch_bounds__(grid_threads)
+    settle_range(CompressCall call, int parts, int64_t sample, CompressScratch scratch) {
     Extent mine{INFINITY, -INFINITY, 1};
     for (int i = threadIdx.x; i < parts; i += grid_threads) {
         const Extent part = scratch.extents[i];
@@ -82,15 +84,16 @@ __global__ void __launch_bounds__(grid_threads) settle_range(CompressCall call, 
     const Extent extent = extent_of_block<grid_threads>(mine);
     if (threadIdx.x != 0) return;
     CompressPlan& plan = *scratch.plan;
-    plan.lo = extent.lo + 0.0;  // -0 becomes 0
-    plan.hi = extent.hi + 0.0;
+    plan.lo = plan.whole_lo = extent.lo + 0.0;  // -0 becomes 0
+    plan.hi = plan.whole_hi = extent.hi + 0.0;
+    plan.ranks[0] = call.cut;
+    plan.ranks[1] = sample - 1 - call.cut;
     plan.refused = !extent.finite && !call.keep_nonfinite;
     plan.mode = static_cast<int>(Mode::raw);
     if (call.x.n == 1 || (extent.finite && plan.lo == plan.hi)) {
         plan.mode = static_cast<int>(Mode::constant);
     } else if (extent.finite) {
         plan.quantised = 1;
-        plan.set_quantizer<T>(int64_t{1} << call.entropy_bits);
     }
 }
 
@@ -99,7 +102,7 @@ __global__ void __launch_bounds__(grid_threads) settle_range(CompressCall call, 
 // In the bins of the entropy, or, once they are known, in all levels.
 template <class T>
 __global__ void __launch_bounds__(grid_threads)
-    count_sample(CompressCall call, int64_t runs, bool in_levels, CompressScratch scratch) {
+    count_sample(CompressCall call, Sample sample, bool in_levels, CompressScratch scratch) {
     const CompressPlan& plan = *scratch.plan;
     if (!plan.quantised || (in_levels && plan.levels > max_coded_levels)) return;
     static_assert(max_coded_levels >= 1 << 12, "as many counters as the entropy may have bins");
@@ -109,28 +112,44 @@ __global__ void __launch_bounds__(grid_threads)
     for (int i = threadIdx.x; i < bins; i += grid_threads) counts[i] = 0;
     __syncthreads();
     const auto* x = static_cast<const typename T::Bits*>(call.x.data);
-    const auto z = plan.quantizer<typename T::Real>();
-    const int64_t n = call.x.n, apart = n / runs;
-    const bool all = n <= sample_everything;
-    const int64_t size = all ? n : runs * sample_run;
+    SymbolMaker<T> symbol_at(call, scratch, bins);
 #pragma unroll 4
-    for (int64_t i = first_thread(); i < size; i += all_threads()) {
-        const int64_t place = all ? i : i / sample_run * apart + i % sample_run;
-        atomicAdd(&counts[symbol_of(z, static_cast<uint32_t>(bins - 1), T::widen(x[place]))], 1u);
+    for (int64_t i = first_thread(); i < sample.size; i += all_threads()) {
+        const int64_t place = sample.place(i);
+        atomicAdd(&counts[symbol_at(place, T::widen(x[place]))], 1u);
     }
     __syncthreads();
     for (int i = threadIdx.x; i < bins; i += grid_threads)
         if (counts[i] > 0) atomicAdd(&sums[i], static_cast<unsigned long long>(counts[i]));
 }
 
-// Levels by the rule, or 0 if none are enough.
-__device__ inline int64_t levels_by_rule(const CompressCall& call, const CompressPlan& plan) {
-    if (call.rule == LevelRule::entropy) return levels_of_bits(plan.entropy + call.value);
-    if (call.rule == LevelRule::given) return static_cast<int64_t>(call.value);
-    return levels_of_error(plan.hi / 2.0 - plan.lo / 2.0, call.value);
+// Half of the widest range that the levels divide.
+__device__ inline double half_width(const CompressCall& call, const CompressPlan& plan) {
+    if (call.group_size == 0) return plan.hi / 2.0 - plan.lo / 2.0;
+    double widest;
+    memcpy(&widest, &plan.widest, sizeof widest);
+    return widest;
 }
 
-template <class T>
+// Levels by the rule, or 0 if none are enough; the first of a search.
+__device__ inline int64_t levels_by_rule(const CompressCall& call, CompressPlan& plan) {
+    if (call.group_size > 0 && !plan.wide) return 2;  // groups without width: every number of levels is exact
+    switch (call.rule) {
+        case LevelRule::entropy:
+            return levels_of_bits(plan.entropy + call.value);
+        case LevelRule::given:
+            return static_cast<int64_t>(call.value);
+        case LevelRule::max_error:
+            return levels_of_error(half_width(call, plan), call.value);
+        case LevelRule::ratio:
+            break;
+    }
+    const int64_t item = call.x.item;
+    return first_levels(
+        call, plan,
+        static_cast<int64_t>(plan.escapes) * (2 + item) + 2 * item * group_count(call.x.n, call.group_size));
+}
+
 __global__ void __launch_bounds__(single_threads) choose_levels(CompressCall call, CompressScratch scratch) {
     CompressPlan& plan = *scratch.plan;
     if (!plan.quantised) return;
@@ -153,7 +172,6 @@ __global__ void __launch_bounds__(single_threads) choose_levels(CompressCall cal
         return;
     }
     plan.bits = fixed_bits(plan.levels);
-    plan.set_quantizer<T>(plan.levels);
 }
 
 // ---- symbols ----
@@ -162,11 +180,12 @@ constexpr int quantize_threads = 512;
 constexpr int histogram_slots = 8192;
 
 // Counts only where symbols may be coded. A warp counts into a table of its own where so many fit, which spreads the
-// additions of frequent symbols; additions of integers give the same sums in any order.
-template <class T>
+// additions of frequent symbols; additions of integers give the same sums in any order. Without `keep` it counts the
+// symbols of a try in a search of levels, and stores none.
+template <class T, bool keep>
 __global__ void __launch_bounds__(quantize_threads) quantize_values(CompressCall call, CompressScratch scratch) {
     const CompressPlan& plan = *scratch.plan;
-    if (!plan.quantised) return;
+    if (!plan.quantised || (!keep && !plan.search.searching)) return;
     typedef typename T::Bits Bits;
     __shared__ uint32_t histogram[histogram_slots];
     const int64_t levels = plan.levels, n = call.x.n;
@@ -177,7 +196,7 @@ __global__ void __launch_bounds__(quantize_threads) quantize_values(CompressCall
     uint32_t* mine = histogram + (count ? threadIdx.x / 32 % tables * levels : 0);
     const Bits* x = static_cast<const Bits*>(call.x.data);
     const bool aligned = quads_aligned(x);
-    const auto z = plan.quantizer<typename T::Real>();
+    SymbolMaker<T> symbol_at(call, scratch, levels);
     constexpr int64_t tile = 4 * quads_at_once * quantize_threads;
     for (int64_t begin = blockIdx.x * tile; begin < n; begin += gridDim.x * tile) {
         Quad<Bits> quads[quads_at_once];
@@ -190,11 +209,12 @@ __global__ void __launch_bounds__(quantize_threads) quantize_values(CompressCall
         for (int q = 0; q < quads_at_once; ++q) {
             const int64_t i = begin + 4 * (q * quantize_threads + int64_t{threadIdx.x});
             if (i >= n) break;
-            uint32_t s[4];
-            for (int k = 0; k < 4; ++k) {
-                s[k] = symbol_of(z, static_cast<uint32_t>(levels - 1), T::widen(quads[q].of[k]));
-                if (count && i + k < n) atomicAdd(&mine[s[k]], 1u);
+            uint32_t s[4] = {0, 0, 0, 0};
+            for (int k = 0; k < 4 && i + k < n; ++k) {
+                s[k] = symbol_at(i + k, T::widen(quads[q].of[k]));
+                if (count) atomicAdd(&mine[s[k]], 1u);
             }
+            if (!keep) continue;
             if (wide)
                 *reinterpret_cast<uint2*>(static_cast<uint16_t*>(scratch.symbols) + i) =
                     make_uint2(s[0] | s[1] << 16, s[2] | s[3] << 16);

@@ -67,9 +67,9 @@ class EmulatedKernels:
         library.emulated_error.restype = ctypes.c_char_p
         library.emulated_allocate.restype, library.emulated_allocate.argtypes = p, [n, i]
         library.emulated_release.argtypes = [p, n, i]
-        library.compress_scratch_bytes.restype, library.compress_scratch_bytes.argtypes = n, [n, n]
+        library.compress_scratch_bytes.restype, library.compress_scratch_bytes.argtypes = n, [i, n, n, i, n, n]
         library.decompress_scratch_bytes.restype, library.decompress_scratch_bytes.argtypes = n, [i, n, n]
-        library.compress_on_device.argtypes = [i, n, n, p, i, p, i, i, i, d, i, d, i, p, p, p]
+        library.compress_on_device.argtypes = [i, n, n, p, i, p, i, n, n, i, i, d, i, d, i, p, p, p]
         library.decompress_on_device.argtypes = [p, n, i, n, n, p, i, p, i, d, i, p, p]
 
     def __getattr__(self, name: str):
@@ -96,24 +96,24 @@ class EmulatedKernels:
         if call(*arguments):
             raise RuntimeError(self._library.emulated_error().decode())
 
-    def compress_scratch_bytes(self, item: int, n: int) -> int:
-        return self._library.compress_scratch_bytes(item, n)
+    def compress_scratch_bytes(self, dtype: int, item: int, n: int, way: int, group_size: int, cut: int) -> int:
+        return self._library.compress_scratch_bytes(dtype, item, n, way, group_size, cut)
 
     def decompress_scratch_bytes(self, dtype: int, item: int, n: int) -> int:
         return self._library.decompress_scratch_bytes(dtype, item, n)
 
-    def compress_on_device(self, dtype, item, n, x, sizes, quantise, keep, rule, value, bits, fraction, sampled, out,
-                           size, scratch, device, threads, stream):  # fmt: skip
+    def compress_on_device(self, dtype, item, n, x, sizes, way, group_size, cut, keep, rule, value, bits, fraction,
+                           sampled, out, size, scratch, device, threads, stream):  # fmt: skip
         room = compress_bound(n, DTYPES[dtype], len(sizes))
         shape = (ctypes.c_int64 * len(sizes))(*sizes)
         with ExitStack() as stack:
             x = stack.enter_context(self._guarded(x, n * item, read=True, write=False))
             out = stack.enter_context(self._guarded(out, room, read=True, write=True))
             size = stack.enter_context(self._guarded(size, 8, read=False, write=True))
-            scratch_bytes = self.compress_scratch_bytes(item, n)
+            scratch_bytes = self.compress_scratch_bytes(dtype, item, n, way, group_size, cut)
             scratch = stack.enter_context(self._guarded(scratch, scratch_bytes, read=False, write=False))
-            self._run(self._library.compress_on_device, dtype, item, n, x, len(sizes), shape, quantise, keep, rule,
-                      value, bits, fraction, sampled, out, size, scratch)  # fmt: skip
+            self._run(self._library.compress_on_device, dtype, item, n, x, len(sizes), shape, way, group_size, cut, keep,
+                      rule, value, bits, fraction, sampled, out, size, scratch)  # fmt: skip
 
     def decompress_on_device(self, payload, size, dtype, item, n, out, sizes, accumulate, scale, check, status,
                              scratch, device, threads, stream):  # fmt: skip

@@ -101,6 +101,12 @@ T atomicAdd(T* at, U value) {
     return old;
 }
 template <class T, class U>
+T atomicMax(T* at, U value) {
+    const T old = *at;
+    if (static_cast<T>(value) > old) *at = static_cast<T>(value);
+    return old;
+}
+template <class T, class U>
 T atomicOr(T* at, U value) {
     const T old = *at;
     *at = old | static_cast<T>(value);

@@ -42,23 +42,32 @@ void emulated_release(void* memory, int64_t size, int at_end) {
     emulation::release(memory, static_cast<size_t>(size), at_end != 0);
 }
 
-int64_t compress_scratch_bytes(int64_t item, int64_t n) { return cuda::compress_scratch_bytes(item, n); }
+int64_t compress_scratch_bytes(int dtype, int64_t item, int64_t n, int way, int64_t group_size, int64_t cut) {
+    CompressCall call{};
+    call.x = array(dtype, item, n, nullptr, 0, nullptr);
+    call.way = static_cast<Way>(way);
+    call.group_size = group_size;
+    call.cut = cut;
+    return cuda::compress_scratch_bytes(call);
+}
 int64_t decompress_scratch_bytes(int dtype, int64_t item, int64_t n) {
     return cuda::decompress_scratch_bytes(dtype, item, n);
 }
 
-int compress_on_device(int dtype, int64_t item, int64_t n, void* x, int dimensions, const int64_t* sizes, int quantise,
-                       int keep_nonfinite, int rule, double value, int entropy_bits, double sample_fraction,
-                       int try_sample, void* out, void* size, void* scratch) {
+int compress_on_device(int dtype, int64_t item, int64_t n, void* x, int dimensions, const int64_t* sizes, int way,
+                       int64_t group_size, int64_t cut, int keep_nonfinite, int rule, double value, int entropy_bits,
+                       double sample_fraction, int try_sample, void* out, void* size, void* scratch) {
     return guarded([&] {
         const CompressCall call{array(dtype, item, n, x, dimensions, sizes),
-                                quantise != 0,
+                                static_cast<Way>(way),
                                 keep_nonfinite != 0,
                                 static_cast<LevelRule>(rule),
                                 value,
                                 entropy_bits,
                                 sample_fraction,
                                 try_sample != 0,
+                                group_size,
+                                cut,
                                 static_cast<uint8_t*>(out),
                                 static_cast<int64_t*>(size),
                                 scratch};
