@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import weight_compression as wc
-from device_backend import Backend, check_equal, same_bits
+from device_backend import Backend, check_equal, no_gpu, same_bits
 from test_weight_codec import FLOATS, KINDS, draw
 from weight_compression import _device_ops, _ops, codec, device, planes
 
@@ -243,3 +243,32 @@ def test_public_functions_take_the_options(backend):
         payload = wc.compress(x, wc.CompressionConfig(**options)).to(backend.where)
         values = codec._decompress_on_device(payload, None, False, 1.0, 1 << 20, True)
         assert same_bits(values.cpu(), wc.decompress(payload.cpu()))
+
+
+@no_gpu
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_cuda_options_never_wait_where_they_say_so(options):
+    x, config = draw("heavy", 300_000, torch.float32), wc.CompressionConfig(**options)
+    there, out = x.cuda(), torch.zeros(300_000, device="cuda")
+    memory = torch.empty(wc.compress_bound(300_000, torch.float32, 1), dtype=torch.uint8, device="cuda")
+    payload = wc.compress(x, config).cuda()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        size = wc.compress_into(there, memory, config)
+        wc.decompress(payload, out, check=False)
+        wc.decompress(payload, out, accumulate=True, check=False)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(memory[: int(size)], payload)
+
+
+@no_gpu
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_cuda_options_of_large_tensors(options, dtype):
+    config = wc.CompressionConfig(**options)
+    for kind in ("normal", "heavy"):
+        x = draw(kind, 3_000_011, dtype)
+        payload = wc.compress(x.cuda(), config)
+        assert torch.equal(payload.cpu(), wc.compress(x, config))
+        assert same_bits(wc.decompress(payload).cpu(), wc.decompress(payload.cpu()))
