@@ -81,7 +81,7 @@ void make_symbols(const CompressCall& call, const Sample& sample, const Compress
     launch("compress: measure_blocks", measure_blocks, block_count(n), grid_threads, on, n, true, scratch);
 }
 
-void choose_quantised(const CompressCall& call, const CompressScratch& scratch, const Launch& on) {
+void plan_quantised(const CompressCall& call, const CompressScratch& scratch, const Launch& on) {
     const Sample sample(call.x.n, call.sample_fraction);
     with_dtype(call.x.dtype, [&](auto type) {
         typedef decltype(type) T;
@@ -93,7 +93,7 @@ void choose_quantised(const CompressCall& call, const CompressScratch& scratch, 
     });
 }
 
-void encode_quantised(const CompressCall& call, const CompressScratch& scratch, const Launch& on) {
+void write_quantised(const CompressCall& call, const CompressScratch& scratch, const Launch& on) {
     const int64_t n = call.x.n;
     const unsigned grid = grid_of(n, 8 * grid_threads, on.device);
     launch("compress: encode_coded", encode_coded, coding_grid(n, coding_blocks), coding_threads, on, call, scratch);
@@ -107,7 +107,7 @@ void encode_quantised(const CompressCall& call, const CompressScratch& scratch, 
     });
 }
 
-void choose_planes_of(const CompressCall& call, const CompressScratch& scratch, const Launch& on) {
+void plan_planes(const CompressCall& call, const CompressScratch& scratch, const Launch& on) {
     const int64_t units = unit_count(call.x.dtype, call.x.n);
     const int width = unit_width(call.x.dtype, call.x.item);
     const Sample sample(units, plane_sample_fraction);
@@ -126,7 +126,7 @@ void choose_planes_of(const CompressCall& call, const CompressScratch& scratch, 
     });
 }
 
-void encode_planes_of(const CompressCall& call, const CompressScratch& scratch, const Launch& on) {
+void write_planes(const CompressCall& call, const CompressScratch& scratch, const Launch& on) {
     const int64_t units = unit_count(call.x.dtype, call.x.n), each = coding_grid(units, coding_blocks);
     const int width = unit_width(call.x.dtype, call.x.item);
     with_unit(width, [&](auto unit) {
@@ -146,12 +146,12 @@ void compress(const CompressCall& call, const Launch& on) {
     const CompressScratch scratch(call.scratch, call);
     const DeviceArray& x = call.x;
     check_cuda(cudaMemsetAsync(call.scratch, 0, scratch.zeroed, stream_of(on)), "compress: zeros");
-    if (call.way == Way::quantised) choose_quantised(call, scratch, on);
-    if (call.way == Way::planes) choose_planes_of(call, scratch, on);
+    if (call.way == Way::quantised) plan_quantised(call, scratch, on);
+    if (call.way == Way::planes) plan_planes(call, scratch, on);
     launch("compress: lay_out", lay_out, 1, single_threads, on, call, scratch);
     if (x.n > 0) {
-        if (call.way == Way::quantised) encode_quantised(call, scratch, on);
-        if (call.way == Way::planes) encode_planes_of(call, scratch, on);
+        if (call.way == Way::quantised) write_quantised(call, scratch, on);
+        if (call.way == Way::planes) write_planes(call, scratch, on);
         launch("compress: encode_raw", encode_raw, grid_of(x.n * x.item, 16 * grid_threads, on.device), grid_threads,
                on, call, scratch);
         launch("compress: seal_blocks", seal_blocks, block_count(unit_count(x.dtype, x.n)), crc32c_threads, on, call,

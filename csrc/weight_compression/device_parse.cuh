@@ -1,5 +1,5 @@
 // Decompressing, first half: the header, read as hostile as it may be. One thread block checks what payload.py checks
-// and builds the table that blocks are decoded by.
+// and builds the tables that blocks are decoded by; ranges of groups, of which there may be many, are left to a grid.
 #pragma once
 
 #include "weight_compression/device_checksum.cuh"
