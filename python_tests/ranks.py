@@ -55,6 +55,7 @@ def run_ranks(
     AssertionError
         If a rank raised, died or did not return; it has the tracebacks.
     """
+    __tracebackhide__ = True
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     processes, pipes = [], []
     for rank in range(ranks):
