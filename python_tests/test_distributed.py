@@ -6,8 +6,8 @@ import time
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import run_ranks
 
+from ranks import run_ranks
 from weight_compression import CompressionConfig, compress, decompress, payload_info
 from weight_compression.distributed import (
     compressed_all_gather,
@@ -271,8 +271,8 @@ def hand_out_everything(rank):
     seen = []
     for src in range(ranks):
         for shape, dtype in (
-            ((), torch.float32), ((0,), torch.float32), ((10,), torch.float16), ((70, 80), torch.bfloat16), ((5000,), torch.float64),
-            ((PIECE + 12_345,), torch.float32),
+            ((), torch.float32), ((0,), torch.float32), ((10,), torch.float16), ((70, 80), torch.bfloat16),
+            ((5000,), torch.float64), ((PIECE + 12_345,), torch.float32),
         ):  # fmt: skip
             x = values(rank, shape, dtype, seed=src)
             sent = values(src, shape, dtype, seed=src)
