@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d as c10d
 
 __all__ = ["Channel", "PeerError", "Received", "Stage", "Task", "channel_of"]
 
@@ -143,7 +144,7 @@ class Stage:
                 coding = time.perf_counter() - start
             if before is not None:
                 start = time.perf_counter()
-                with _on(before.task):
+                with self._exchanging(), _on(before.task):
                     before.work.wait()
                 before.waiting += time.perf_counter() - start
             if task is not None and coded is not None:
@@ -160,11 +161,10 @@ class Stage:
 
     def _send(self, task: Task, lengths: list[list[int]], parts: list[torch.Tensor], coding: float) -> _OnItsWay:
         start = time.perf_counter()
-        with _on(task):
+        with self._exchanging(), _on(task):
             received = self._exchange_lengths(task, lengths, 0)
             for rank, of_rank in enumerate(received):
                 if of_rank is None:
-                    self._told = True
                     who = dist.get_global_rank(self.group, rank)
                     raise PeerError(f"rank {who} could not do its part; its own error says why")
             lengths_of = [of_rank for of_rank in received if of_rank is not None]
@@ -176,6 +176,15 @@ class Stage:
             )
         waiting = time.perf_counter() - start
         return _OnItsWay(task, work, Received(lengths_of, list(data.split(sizes))), kept, coding, waiting)
+
+    @contextlib.contextmanager
+    def _exchanging(self) -> Iterator[None]:
+        """Whoever fails here has nobody to tell: another rank has said that it failed, or does not answer."""
+        try:
+            yield
+        except BaseException:
+            self._told = True
+            raise
 
     def _exchange_lengths(self, task: Task, lengths: list[list[int]], status: int) -> list[list[int] | None]:
         """By sender, None if it failed. A status comes with them, because who failed may have nothing to send."""
@@ -193,7 +202,7 @@ class Stage:
         self._error = error
         if task is not None and sent is None and not self._told:
             self._told = True
-            with contextlib.suppress(RuntimeError), _on(task):  # the group may be what failed
+            with contextlib.suppress(RuntimeError), _on(task):  # another rank may have died by now
                 self._exchange_lengths(task, [[0] * count for count in task.sends], FAILED)
         for failed in (None if before is None else before.task, task):
             if failed is not None:
@@ -227,8 +236,8 @@ class Channel:
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         self.rank, self.ranks = dist.get_rank(group), dist.get_world_size(group)
-        self.adding = Stage(_twin_of(group), "adds up")
-        self.handing = Stage(_twin_of(group), "hands out")
+        self.adding = Stage(_twin_of(group, "adds up"), "adds up")
+        self.handing = Stage(_twin_of(group, "hands out"), "hands out")
         self._global_ranks = dist.get_process_group_ranks(group)
         self._close = weakref.finalize(self, _close, self.adding, self.handing)
 
@@ -252,13 +261,23 @@ def _close(*stages: Stage) -> None:
         stage.close()
 
 
-def _twin_of(group: dist.ProcessGroup) -> dist.ProcessGroup:
+def _twin_of(group: dist.ProcessGroup, name: str) -> dist.ProcessGroup:
+    """Another group of the same ranks in the same order.
+
+    ``new_group`` names groups after how many a rank has, which differs between ranks that belong to several: they would
+    wait for each other for ever. This name is the same on all.
+    """
+    ranks = dist.get_process_group_ranks(group)
+    _, store = c10d._world.pg_map[c10d._get_default_group()]
     kind = "cuda" if dist.get_backend(group) == "nccl" else "cpu"
     timeout = group._get_backend(torch.device(kind)).options._timeout  # torch has no public way to ask
-    return dist.new_group(
-        dist.get_process_group_ranks(group), timeout=timeout, backend=dist.get_backend(group),
-        use_local_synchronization=True,
+    twin, _ = c10d._new_process_group_helper(
+        len(ranks), dist.get_rank(group), ranks, dist.Backend(dist.get_backend(group)), store,
+        c10d.GroupName(f"{group.group_name} weight_compression {name}"), timeout=timeout,
+        device_id=c10d._get_default_group().bound_device_id, group_desc=f"weight_compression, {name}",
     )  # fmt: skip
+    c10d._world.pg_group_ranks[twin] = {rank: i for i, rank in enumerate(ranks)}
+    return twin
 
 
 # torch keeps its groups in tables like this one; a group's channel ends with it.

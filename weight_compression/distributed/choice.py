@@ -30,8 +30,8 @@ class Choice:
         Seconds that coding takes at least, on this rank.
     decisions : list of (int, str)
         (first iteration, way) of an earlier run, which are followed up to `until`; later ones are appended.
-    until : int, default 0
-        The first iteration that is decided anew.
+    until : float, default 0
+        The first iteration that is decided anew; infinity for none.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Choice:
         agree: Callable[[Sequence[float]], list[float]],
         predict: Callable[[], float],
         decisions: list[tuple[int, str]],
-        until: int = 0,
+        until: float = 0.0,
     ) -> None:
         self._agree, self._predict, self.decisions = agree, predict, decisions
         self._next_trial = max(start, until)

@@ -44,7 +44,7 @@ def compressed_all_reduce(
     Every rank adds up a part of the elements (reduce-scatter) in float32 (float64 for float64), in the order of ranks, its
     own values exact and the others' as decoded; sums are coded again and sent to all (all-gather). All ranks, the one that
     has added up included, end with the same decoded bits. The error of the mean is at most half a bin of the coded mean plus
-    the mean over ranks of half a bin of what each of the others sent.
+    the mean over ranks of half a bin of what each of the others sent. In a group of one rank nothing changes.
 
     Parameters
     ----------
@@ -286,7 +286,7 @@ class Job:
         return self.residuals[fragment.tensor][fragment.start : fragment.stop]
 
     def piece_came(self) -> None:
-        self._left -= 1  # only by the stage that hands out
+        self._left -= 1  # a job's pieces end in the same stage
         if self._left == 0:
             self._end(None)
 
@@ -325,10 +325,13 @@ def bytes_of_all_reduce(tensors: Sequence[torch.Tensor], ranks: int) -> int:
 
 
 def start_handing(job: Job, pieces: Sequence[Piece], values_of: Callable[[Fragment], torch.Tensor]) -> None:
-    """The owners' values of all fragments, in place."""
+    """The owners' values of all fragments, in place.
+
+    Not on the stage that hands sums out: sums come there when they are ready, which is not the same moment on all ranks.
+    """
     job.expect(len(pieces))
     for piece in pieces:
-        job.channel.handing.submit(_HandValues(job, piece, values_of))
+        job.channel.adding.submit(_HandValues(job, piece, values_of))
 
 
 class _Step(Task):
@@ -431,8 +434,8 @@ class _Add(_Step):
 class _Hand(_Step):
     """The owners of fragments send them to all."""
 
-    def __init__(self, job: Job, piece: Piece) -> None:
-        super().__init__(job, piece, job.channel.handing)
+    def __init__(self, job: Job, piece: Piece, stage: Stage) -> None:
+        super().__init__(job, piece, stage)
         own = piece.messages(self.rank)
         self.sends = [own if rank != self.rank else 0 for rank in range(self.ranks)]
         self.expects = [piece.messages(rank) if rank != self.rank else 0 for rank in range(self.ranks)]
@@ -456,7 +459,8 @@ class _Hand(_Step):
     def _write(self, rank: int, data: torch.Tensor, lengths: list[int]) -> None:
         job, coded, exact = self.job, self.piece.coded[rank], self.piece.exact[rank]
         if job.reject_nonfinite and any(length < 0 for length in lengths):
-            raise NonFiniteError(f"NaN or infinity in the sum that rank {job.channel.global_rank(rank)} made")
+            # All ranks see this, and go on together: the job has failed, the channel has not.
+            job.fail(NonFiniteError(f"NaN or infinity in the sum that rank {job.channel.global_rank(rank)} made"))
         payloads = messages.split_payloads(data, lengths)
         for f, length in zip(coded, lengths, strict=False):
             out = job.tensors[f.tensor][f.start : f.stop]
@@ -485,7 +489,7 @@ class _HandSums(_Hand):
     """Of what this rank has added up."""
 
     def __init__(self, job: Job, piece: Piece, sums: list[torch.Tensor], exact: torch.Tensor) -> None:
-        super().__init__(job, piece)
+        super().__init__(job, piece, job.channel.handing)
         self._sums, self._exact = sums, exact
         if self.stream is not None:
             self.after = torch.cuda.current_stream(self.device).record_event()
@@ -503,7 +507,7 @@ class _HandValues(_Hand):
     """Of what this rank has."""
 
     def __init__(self, job: Job, piece: Piece, values_of: Callable[[Fragment], torch.Tensor]) -> None:
-        super().__init__(job, piece)
+        super().__init__(job, piece, job.channel.adding)
         self._values_of = values_of
 
     def pack_own(self) -> messages.Packed:
@@ -515,7 +519,7 @@ class _Failed(_Hand):
     """In place of sums that could not be made: makes the stage tell the other ranks."""
 
     def __init__(self, job: Job, piece: Piece, error: BaseException) -> None:
-        super().__init__(job, piece)
+        super().__init__(job, piece, job.channel.handing)
         self._error = error
 
     def pack_own(self) -> messages.Packed:

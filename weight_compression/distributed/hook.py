@@ -4,6 +4,7 @@ torch reads the hook's annotations, which therefore must not be strings: this fi
 """
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -47,15 +48,16 @@ class EntropyCompressionState:
         How gradients are sent. 'auto' measures all three for a few steps, takes the soonest, the same on all ranks, and
         tries again later; see :attr:`decisions`.
     decisions : sequence of (int, str), optional
-        What an earlier run with 'auto' decided, (first iteration, mode), to be followed instead of measuring anew:
-        that makes the run repeatable. Only with 'auto'.
+        What an earlier run with 'auto' decided, (first iteration, mode), to be followed instead of measuring anew, the last
+        one for good: that makes the run, or what is left of it after :meth:`load_state_dict`, repeatable. Only with 'auto'.
     nonfinite : {'propagate', 'raise'}, default 'propagate'
-        What becomes of NaN and infinity, on all ranks alike: they reach every rank, as in a plain all-reduce, so that AMP's
-        GradScaler sees them; or backward raises :class:`NonFiniteError`. Parts of parameters that hold them are sent exactly, and
-        what error feedback kept for these is forgotten.
+        What becomes of NaN and infinity, on all ranks alike: they reach every rank, as in a plain all-reduce, so that
+        AMP's GradScaler sees them; or backward raises a RuntimeError that names :class:`NonFiniteError`, after which
+        training may go on. Parts of parameters that hold them are sent exactly, and what error feedback kept for
+        these is forgotten.
     module : torch.nn.Module, optional
         The model, wrapped or not: its parameters' names are then used in statistics, errors and state_dict.
-        Otherwise parameters have numbers, in the order in which DDP reduces them first.
+        Otherwise parameters have numbers, in the order in which DDP reduces them in its first iteration.
     keep_steps : int, default 1000
         Steps of which :meth:`stats` knows details.
 
@@ -116,7 +118,7 @@ class EntropyCompressionState:
         )
         self.iteration = 0
         self.decisions: list[tuple[int, str]] = [(int(first), str(how)) for first, how in decisions or ()]
-        self._until = self.decisions[-1][0] + 1 if self.decisions else 0
+        self._until = 0.0 if decisions is None else math.inf  # the first iteration that is decided anew
         self._residuals: dict[int, torch.Tensor] = {}
         self._traffic = Traffic(keep_steps)
         self._numbers: dict[int, int] = {}  # by id of a parameter
@@ -195,12 +197,13 @@ class EntropyCompressionState:
             self._step = self._traffic.begin(self.iteration, mode)
             self._seconds = 0.0
         step = self._step
+        numbers = tuple(self._number(parameter) for parameter in bucket.parameters())
         if bucket.is_last():
             self._step = None
             self.iteration += 1
         started = time.perf_counter()
         if step.mode == "coded":
-            future = self._send_coded(bucket, step, group)
+            future = self._send_coded(bucket, numbers, step, group)
         else:
             future = self._send_plain(buffer, torch.bfloat16 if step.mode == "bf16" else buffer.dtype, step, group)
         if self.mode != "auto":
@@ -233,12 +236,11 @@ class EntropyCompressionState:
         return work.get_future().then(finish)
 
     def _send_coded(
-        self, bucket: dist.GradBucket, step: Step, group: dist.ProcessGroup
+        self, bucket: dist.GradBucket, numbers: tuple[int, ...], step: Step, group: dist.ProcessGroup
     ) -> torch.futures.Future[torch.Tensor]:
         channel = channel_of(group)
         buffer = bucket.buffer()
         sizes = [parameter.numel() for parameter in bucket.parameters()]
-        numbers = tuple(self._number(parameter) for parameter in bucket.parameters())
         tensors = list(buffer.split(sizes))
         working = torch.float64 if buffer.dtype == torch.float64 else torch.float32
         residuals = None
@@ -249,7 +251,8 @@ class EntropyCompressionState:
             describe=lambda i: self._names[numbers[i]], reject_nonfinite=self.nonfinite == "raise", traffic=step,
         )  # fmt: skip
         start_reduction(job, self._pieces_of(numbers, sizes, channel), 1.0 / channel.ranks)
-        return job.future
+        # DDP reads the text of errors that a callback raises; of set_exception's it says that they are no tensors.
+        return job.future.then(lambda done: done.value())
 
     def _pieces_of(self, numbers: tuple[int, ...], sizes: Sequence[int], channel: Channel) -> list[Piece]:
         if self._ownership is None:
@@ -319,6 +322,8 @@ class EntropyCompressionState:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the state was that :meth:`state_dict` was taken of, on the same rank of as many ranks.
 
+        'auto' measures again from there, unless the state was made with `decisions`, which are then kept.
+
         Raises
         ------
         ValueError
@@ -329,8 +334,9 @@ class EntropyCompressionState:
         if self._named and (unknown := sorted(set(state_dict["residuals"]) - set(self._names))):
             raise ValueError(f"state_dict: expected parameters of this model, got {', '.join(unknown)}")
         self.iteration = int(state_dict["iteration"])
-        self.decisions = [(int(first), str(mode)) for first, mode in state_dict["decisions"]]
-        self._until = self.iteration
+        if self._until < math.inf:
+            self.decisions = [(int(first), str(mode)) for first, mode in state_dict["decisions"]]
+            self._until = self.iteration
         self._choice = None
         self._residuals = {}
         self._loaded = {name: x.clone() for name, x in state_dict["residuals"].items()}
@@ -342,7 +348,7 @@ class EntropyCompressionState:
         state = self.__dict__.copy()
         for name in ("process_group", "_numbers", "_choice", "_step", "_pieces"):
             del state[name]
-        state["_until"] = self.iteration
+        state["_until"] = max(self._until, self.iteration)
         state["_loaded"] = {**self._loaded, **{self._names[n]: r for n, r in self._residuals.items()}}
         state["_residuals"] = {}
         return state

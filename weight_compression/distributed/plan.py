@@ -18,7 +18,7 @@ __all__ = ["Fragment", "Ownership", "Piece", "make_owned_pieces", "make_pieces"]
 
 WHOLE_BELOW = 1 << 15  # elements for every rank: smaller tensors are not divided
 EXACT_BELOW = 1 << 10  # elements: describing a quantiser would cost more than it saves
-PIECE = 1 << 21  # elements of a piece that all ranks have together
+PIECE = 1 << 21  # elements at most, about, of a piece that all ranks have together
 ALIGNMENT = 64  # elements
 
 
@@ -83,11 +83,12 @@ def make_pieces(tensors: Sequence[tuple[int, int]], ranks: int, ownership: Owner
     size = 0
     for position, (number, numel) in enumerate(tensors):
         for unit in _units(position, number, numel, ranks, ownership):
-            held += unit
-            size += sum(fragment.numel for fragment in unit)
-            if size >= PIECE:
+            more = sum(fragment.numel for fragment in unit)
+            if held and size + more > PIECE:
                 pieces.append(_piece(held, ranks))
                 held, size = [], 0
+            held += unit
+            size += more
     if held:
         pieces.append(_piece(held, ranks))
     return pieces

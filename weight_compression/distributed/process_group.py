@@ -10,6 +10,7 @@ from torch._C._distributed_c10d import _create_work_from_future  # type: ignore[
 from weight_compression.config import CompressionConfig
 from weight_compression.distributed.channel import channel_of
 from weight_compression.distributed.collectives import FLOATS, check_config, compressed_all_reduce
+from weight_compression.distributed.plan import EXACT_BELOW
 
 __all__ = ["CompressedProcessGroup"]
 
@@ -17,40 +18,40 @@ __all__ = ["CompressedProcessGroup"]
 class CompressedProcessGroup(dist.ProcessGroup):
     """The ranks of another group; ``all_reduce`` of floating point sums and means is :func:`compressed_all_reduce`.
 
+    Tensors of less than 1,024 elements are reduced as they are.
+
     Hooks and wrappers that are given a process group send coded through this one, for example PowerSGD's factors::
 
         state = PowerSGDState(CompressedProcessGroup(), matrix_approximation_rank=2, start_powerSGD_iter=2)
         ddp_model.register_comm_hook(state, powerSGD_hook)
 
-    All other operations are those of the other group.
+    All other operations are those of the other group. Over gloo, coded or not, PowerSGD needs a model in one bucket
+    (``bucket_cap_mb``): of several, its callbacks call all_reduce in an order that timing decides.
 
     Parameters
     ----------
     group : torch.distributed.ProcessGroup, optional
         The default group if not given.
     config : CompressionConfig, optional
-    exact_below : int, default 1024
-        Tensors of fewer elements are reduced as they are.
     """
 
     def __init__(
         self,
         group: dist.ProcessGroup | None = None,
         config: CompressionConfig | None = None,
-        *,
-        exact_below: int = 1024,
     ) -> None:
         group = dist.group.WORLD if group is None else group
         if group is None:
             raise ValueError("expected torch.distributed to be initialised: call torch.distributed.init_process_group")
         super().__init__(dist.get_rank(group), dist.get_world_size(group))  # type: ignore[call-arg]
-        self._group, self._config, self._exact_below = group, check_config(config), exact_below
+        self._group, self._config = group, check_config(config)
         channel_of(group)  # a collective operation, which belongs where all ranks are
 
     def allreduce(self, tensors: Any, opts: Any = None) -> Any:  # type: ignore[override]
-        coded = all(x.dtype in FLOATS and x.numel() >= self._exact_below for x in tensors)
         op = dist.ReduceOp.SUM if opts is None else opts.reduceOp
-        if not coded or op not in (dist.ReduceOp.SUM, dist.ReduceOp.AVG) or len(tensors) != 1:
+        # Not "op in (...)": an enumerator on the left does not equal the ReduceOp that torch passes.
+        coded = len(tensors) == 1 and (op == dist.ReduceOp.SUM or op == dist.ReduceOp.AVG)
+        if not coded or tensors[0].dtype not in FLOATS or tensors[0].numel() < EXACT_BELOW:
             return self._group.allreduce(tensors, opts) if opts is not None else self._group.allreduce(tensors)
         future = compressed_all_reduce(tensors[0], op, self._group, self._config, async_op=True)
         assert future is not None
