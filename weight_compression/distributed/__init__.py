@@ -1,5 +1,6 @@
 """Compressed communication on torch.distributed: collectives, DDP hook, model averaging."""
 
+from weight_compression.distributed.averaging import CompressedModelAverager
 from weight_compression.distributed.channel import PeerError
 from weight_compression.distributed.collectives import (
     compressed_all_gather,
@@ -11,6 +12,7 @@ from weight_compression.distributed.process_group import CompressedProcessGroup
 from weight_compression.distributed.traffic import plot_stats
 
 __all__ = [
+    "CompressedModelAverager",
     "CompressedProcessGroup",
     "EntropyCompressionState",
     "PeerError",

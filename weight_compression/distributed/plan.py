@@ -63,6 +63,10 @@ class Ownership:
             self._load[owner] += numel
         return self._owner[tensor]
 
+    @property
+    def ranks(self) -> int:
+        return len(self._load)
+
     def state_dict(self) -> dict[str, list]:
         return {"load": list(self._load), "owner": list(self._owner.items())}
 
