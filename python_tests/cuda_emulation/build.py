@@ -24,7 +24,7 @@ from weight_compression.payload import DTYPES
 
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[1] / "csrc"
-FLAGS = ["-std=c++17", "-O1", "-g", "-ffp-contract=off", "-fno-strict-aliasing", "-fPIC", "-shared", "-pthread",
+FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-fPIC", "-shared", "-pthread",
          "-U_FORTIFY_SOURCE", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]  # fmt: skip
 
 
