@@ -13,6 +13,7 @@ namespace PLATONIC_ISA {
 namespace {
 
 constexpr int64_t batch = 512;              // symbols whose pairs are made before they are counted
+constexpr int64_t single_below = 32;        // symbols a level: folding pairs would take longer than counting them
 constexpr int64_t fold_every = 126 * 1024;  // symbols: at most 65,535 pairs between folds
 
 // Where the pairs of up to `batch` symbols are counted: first + stride * second.
@@ -87,7 +88,7 @@ void count_symbols(const Values& x, const Quantization& z, int64_t first, int64_
                    uint8_t* counters) {
     const int64_t levels = z.scheme.levels;
     uint16_t symbols[batch];
-    if (levels > pair_levels) {
+    if (levels > pair_levels || count < single_below * levels) {
         for (int64_t i = 0; i < count; i += batch) {
             const int64_t size = count - i < batch ? count - i : batch;
             quantize_chunk(x, z, first + i, size, symbols);

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 __all__ = ["Fragment", "Ownership", "Piece", "make_owned_pieces", "make_pieces"]
 
-WHOLE_BELOW = 1 << 15  # elements for every rank: smaller tensors are not divided
+WHOLE_BELOW = 1 << 16  # elements for every rank: smaller tensors are not divided
 EXACT_BELOW = 1 << 10  # elements: describing a quantiser would cost more than it saves
-PIECE = 1 << 21  # elements at most, about, of a piece that all ranks have together
+PIECE = 1 << 22  # elements at most, about, of a piece that all ranks have together
 ALIGNMENT = 64  # elements
 
 
