@@ -119,7 +119,7 @@ def error_of(outputs: torch.Tensor, classes: torch.Tensor) -> float:
     """Misclassified images in per cent; all of them where training diverged."""
     if not bool(outputs.isfinite().all()):
         return 100.0
-    return 100 * float((outputs.argmax(1) != classes).double().mean())
+    return 100 * int((outputs.argmax(1) != classes).sum()) / len(classes)
 
 
 @dataclass(frozen=True)
@@ -132,11 +132,16 @@ class Comparison:
     tuning_epochs: int
     epochs: int
     seeds: int
+    levels: tuple[float, float]  # errors in per cent, the epochs to which are counted
 
 
 COMPARISONS = {
-    "outputs": Comparison(train_perceptron, tuple(OUTPUTS), (0.005, 0.01, 0.02, 0.04, 0.08, 0.16), 30, 100, 20),
-    "losses": Comparison(train_convolutional, tuple(LOSSES), (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0), 10, 10, 5),
+    "outputs": Comparison(
+        train_perceptron, tuple(OUTPUTS), (0.005, 0.01, 0.02, 0.04, 0.08, 0.16), 30, 100, 20, (2.0, 1.6)
+    ),
+    "losses": Comparison(
+        train_convolutional, tuple(LOSSES), (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0), 5, 10, 5, (1.5, 1.2)
+    ),
 }
 
 
@@ -208,22 +213,20 @@ def epochs_to(level: float, errors: Errors) -> float:
     return next((epoch for epoch, error in enumerate(errors, 1) if error <= level), float("inf"))
 
 
-def summarise(found: dict[str, tuple[float, list[Errors]]]) -> list[dict[str, Any]]:
-    """Medians over seeds; the first level is the lowest that every candidate's median training reaches."""
-    lowest = {name: median(min(errors) for errors in runs) for name, (_, runs) in found.items()}
-    levels = [max(lowest.values()), 1.25 * max(lowest.values())]
+def summarise(found: dict[str, tuple[float, list[Errors]]], levels: tuple[float, ...]) -> list[dict[str, Any]]:
+    """Medians over seeds, and ranges."""
     rows = []
     for name, (rate, runs) in found.items():
-        last = [errors[-1] for errors in runs]
+        last, lowest = [errors[-1] for errors in runs], [min(errors) for errors in runs]
         converged = [epochs_to(min(errors), errors) for errors in runs]
         row = {
             "candidate": name, "rate": rate, "seeds": len(runs),
             "last error": f"{median(last):.2f} ({min(last):.2f} to {max(last):.2f})",
-            "lowest error": f"{lowest[name]:.2f}",
+            "lowest error": f"{median(lowest):.2f} ({min(lowest):.2f} to {max(lowest):.2f})",
             "in epoch": f"{median(converged):g} ({min(converged):g} to {max(converged):g})",
         }  # fmt: skip
         for level in levels:
-            row[f"epochs to {level:.2f} %"] = median(epochs_to(level, errors) for errors in runs)
+            row[f"epochs to {level:g} %"] = median(epochs_to(level, errors) for errors in runs)
         if name in TABLE_4_1:
             row |= dict(zip(("thesis's error", "thesis's epoch"), TABLE_4_1[name], strict=True))
         rows.append(row)
@@ -232,6 +235,8 @@ def summarise(found: dict[str, tuple[float, list[Errors]]]) -> list[dict[str, An
 
 def draw(found: dict[str, tuple[float, list[Errors]]], path: Path) -> None:
     """Medians over seeds of the test error by epoch, and the range that the seeds span."""
+    from matplotlib.ticker import MaxNLocator  # only for the figure
+
     figure = new_figure(7.5, 4.2)
     axes = figure.subplots()
     for name, (rate, runs) in found.items():
@@ -242,9 +247,10 @@ def draw(found: dict[str, tuple[float, list[Errors]]], path: Path) -> None:
         axes.fill_between(epochs, low, high, color=line.get_color(), alpha=0.15, lw=0)
     seeds = len(next(iter(found.values()))[1])
     axes.set(xlabel="epoch", ylabel=f"test error, %, median and range of {seeds} seeds", yscale="log")
+    axes.yaxis.set_major_locator(MaxNLocator(8))
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("{x:g}")
-    axes.grid(alpha=0.25, which="both")
+    axes.minorticks_off()
+    axes.grid(alpha=0.25)
     axes.legend(fontsize=8)
     save_figure(figure, path)
 
@@ -276,7 +282,7 @@ def main() -> None:
         comparison = replace(comparison, seeds=options.seeds)
     stem = f"gradamp_{options.comparison}"
     found = compare(comparison, images, Record(options.results / f"{stem}.json"))
-    print_rows(summarise(found))
+    print_rows(summarise(found, comparison.levels))
     draw(found, options.out / f"{stem}.png")
 
 
