@@ -312,6 +312,19 @@ def change_of_code(rank: int) -> list[str]:
     return codes
 
 
+def steady_drift(rank: int, error_feedback: bool) -> float:
+    """How far 16 averagings end from where the same small movements lead, of a range that one element sets."""
+    weights = nn.Parameter(torch.zeros(2000))
+    averager = CompressedModelAverager(1, code="difference", error_feedback=error_feedback)
+    averager.broadcast_parameters([weights])
+    with torch.no_grad():
+        for _ in range(16):
+            weights.add_(0.004)
+            weights[0] += 1.0
+            averager.average_parameters([weights])
+    return float((weights.detach()[1:] - 16 * 0.004).abs().max())
+
+
 def failed_rank(rank: int) -> dict:
     model, generator = make_model(2), generator_of(rank)
     averager = CompressedModelAverager(1, buffers=model)
@@ -353,6 +366,7 @@ def two_ranks(rank: int) -> dict:
             },
             "later": parameters_that_come_later(rank),
             "change": change_of_code(rank),
+            "drift": {error_feedback: steady_drift(rank, error_feedback) for error_feedback in (False, True)},
             "wrong": wrong_calls(rank),
             "failed": failed_rank(rank),  # the last one: the group's channel does not outlive it
         }
@@ -470,6 +484,14 @@ def test_kinds_of_parameters(two):
         assert found["kept"]
         assert found["groups"] == {}  # these do not require grad
     assert [of_rank["kinds"]["exact"]["frozen"] for of_rank in two] == [0.5, 0.5]  # left alone
+
+
+def test_error_feedback_keeps_errors_from_adding_up(two):
+    for found in two:
+        # Nearly all values are in one of 32 bins of width 1 / 32 or a little more, whose centre is what arrives: 16 times
+        # the same error without feedback. With it, what worker and owner have not sent yet: two bins at most.
+        assert found["drift"][False] > 0.1
+        assert found["drift"][True] < 2 * 1.1 / 32
 
 
 def test_agreed_weights_are_finer_than_bfloat16(two):
