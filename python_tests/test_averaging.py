@@ -11,7 +11,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.optim import PostLocalSGDOptimizer
+from torch.distributed.tensor import Shard, distribute_tensor
 
 import weight_compression as wc
 from ranks import run_ranks
@@ -258,8 +260,11 @@ def wrong_calls(rank: int) -> None:
         averager.average_parameters(first)
     with pytest.raises(TypeError, match="parameters, names with parameters, or parameter groups"):
         averager.average_parameters(["weight"])
-    with pytest.raises(TypeError, match=r"float32.*got torch\.int64"):
+    with pytest.raises(TypeError, match=r"float32.*got Tensor of torch\.int64"):
         CompressedModelAverager(1).average_parameters([torch.zeros(3, dtype=torch.int64)])
+    sharded = distribute_tensor(torch.zeros(4), init_device_mesh("cpu", (2,)), [Shard(0)])
+    with pytest.raises(TypeError, match=r"got DTensor of torch\.float32"):
+        CompressedModelAverager(1).average_parameters([sharded])
     with pytest.raises(TypeError, match="expected dense tensors of real numbers"):
         CompressedModelAverager(1, buffers=[torch.zeros(3, dtype=torch.complex64)]).average_parameters([])
     with_outer = CompressedModelAverager(1, outer_optimizer=nesterov)
