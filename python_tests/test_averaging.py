@@ -11,7 +11,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.optim import PostLocalSGDOptimizer
+from torch.distributed.tensor import Shard, distribute_tensor
 
 import weight_compression as wc
 from ranks import run_ranks
@@ -258,8 +260,11 @@ def wrong_calls(rank: int) -> None:
         averager.average_parameters(first)
     with pytest.raises(TypeError, match="parameters, names with parameters, or parameter groups"):
         averager.average_parameters(["weight"])
-    with pytest.raises(TypeError, match=r"float32.*got torch\.int64"):
+    with pytest.raises(TypeError, match=r"float32.*got Tensor of torch\.int64"):
         CompressedModelAverager(1).average_parameters([torch.zeros(3, dtype=torch.int64)])
+    sharded = distribute_tensor(torch.zeros(4), init_device_mesh("cpu", (2,)), [Shard(0)])
+    with pytest.raises(TypeError, match=r"got DTensor of torch\.float32"):
+        CompressedModelAverager(1).average_parameters([sharded])
     with pytest.raises(TypeError, match="expected dense tensors of real numbers"):
         CompressedModelAverager(1, buffers=[torch.zeros(3, dtype=torch.complex64)]).average_parameters([])
     with_outer = CompressedModelAverager(1, outer_optimizer=nesterov)
@@ -312,6 +317,19 @@ def change_of_code(rank: int) -> list[str]:
     return codes
 
 
+def steady_drift(rank: int, error_feedback: bool) -> float:
+    """How far 16 averagings end from where the same small movements lead, of a range that one element sets."""
+    weights = nn.Parameter(torch.zeros(2000))
+    averager = CompressedModelAverager(1, code="difference", error_feedback=error_feedback)
+    averager.broadcast_parameters([weights])
+    with torch.no_grad():
+        for _ in range(16):
+            weights.add_(0.004)
+            weights[0] += 1.0
+            averager.average_parameters([weights])
+    return float((weights.detach()[1:] - 16 * 0.004).abs().max())
+
+
 def failed_rank(rank: int) -> dict:
     model, generator = make_model(2), generator_of(rank)
     averager = CompressedModelAverager(1, buffers=model)
@@ -353,6 +371,7 @@ def two_ranks(rank: int) -> dict:
             },
             "later": parameters_that_come_later(rank),
             "change": change_of_code(rank),
+            "drift": {error_feedback: steady_drift(rank, error_feedback) for error_feedback in (False, True)},
             "wrong": wrong_calls(rank),
             "failed": failed_rank(rank),  # the last one: the group's channel does not outlive it
         }
@@ -470,6 +489,14 @@ def test_kinds_of_parameters(two):
         assert found["kept"]
         assert found["groups"] == {}  # these do not require grad
     assert [of_rank["kinds"]["exact"]["frozen"] for of_rank in two] == [0.5, 0.5]  # left alone
+
+
+def test_error_feedback_keeps_errors_from_adding_up(two):
+    for found in two:
+        # Nearly all values are in one of 32 bins of width 1 / 32 or a little more, whose centre is what arrives: 16 times
+        # the same error without feedback. With it, what worker and owner have not sent yet: two bins at most.
+        assert found["drift"][False] > 0.1
+        assert found["drift"][True] < 2 * 1.1 / 32
 
 
 def test_agreed_weights_are_finer_than_bfloat16(two):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -87,3 +90,37 @@ def test_gradient_amplification_says_what_is_wrong(capsys):
     with pytest.raises(SystemExit):
         example.main(["--epochs", "many"])
     assert "invalid int value" in capsys.readouterr().err
+
+
+def run_compressed_ddp(*command):
+    """By sync: accuracy, megabytes of float32, megabytes sent, their ratio, seconds; and all that was printed."""
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES.parent)}
+    done = subprocess.run(
+        [sys.executable, *command], env=environment, cwd=EXAMPLES.parent, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines() if line.split()]
+    return {
+        row[0]: [float(cell) for cell in row[1:]] for row in rows if len(row) == 6 and row[0] != "sync"
+    }, done.stdout
+
+
+def test_compressed_ddp_trains_every_way_under_torchrun():
+    syncs = ["fp32", "bf16", "powersgd", "coded", "auto", "averaging", "diloco"]
+    rows, printed = run_compressed_ddp(
+        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "examples/compressed_ddp.py",
+        "--epochs", "3", "--sync", *syncs,
+    )  # fmt: skip
+    assert list(rows) == syncs and "2 workers, CPU with gloo" in printed and "not started by torchrun" not in printed
+    for sync, (accuracy, before, sent, fewer, _) in rows.items():
+        assert accuracy > (0.8 if sync != "diloco" else 0.5)  # of ten classes; three outer steps do not go far
+        # Sizes in the table are rounded to 0.01 MB.
+        assert sent <= before and (sent < 0.2 or fewer == pytest.approx(before / sent, rel=0.05, abs=0.06))
+    assert rows["fp32"][2] == rows["fp32"][1]
+    assert 1.9 < rows["bf16"][1] / rows["bf16"][2] < 2  # the first two steps are float32
+    assert rows["coded"][3] > 3 and rows["averaging"][3] > 22 * 3  # 22 steps an epoch
+
+
+def test_compressed_ddp_starts_processes_by_itself():
+    rows, printed = run_compressed_ddp("examples/compressed_ddp.py", "--epochs", "1", "--sync", "averaging")
+    assert list(rows) == ["averaging"] and "not started by torchrun: starting 2 processes here" in printed

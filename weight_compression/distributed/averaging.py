@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.algorithms.model_averaging.averagers import ModelAverager
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass  # DTensor and other tensors that hold tensors
 
 from weight_compression.config import CompressionConfig
 from weight_compression.distributed.channel import Channel, channel_of
@@ -274,10 +275,13 @@ class CompressedModelAverager(ModelAverager):
         members = []
         for number, (name, x) in enumerate(given.values()):
             name = f"parameter {number}" if name is None else name
-            if x.dtype not in FLOATS or x.layout != torch.strided or x.device.type not in ("cpu", "cuda"):
+            plain = (
+                x.layout == torch.strided and x.device.type in ("cpu", "cuda") and not is_traceable_wrapper_subclass(x)
+            )
+            if x.dtype not in FLOATS or not plain:
                 raise TypeError(
                     f"{name}: expected a dense tensor of {', '.join(map(str, FLOATS))} on the CPU or a CUDA device, got "
-                    f"{x.dtype}, {x.layout} on {x.device}"
+                    f"{type(x).__name__} of {x.dtype}, {x.layout} on {x.device}"
                 )
             if number == len(self._known):
                 self._known.append(_Known(name, x.shape))
