@@ -128,8 +128,8 @@ def test_all_ranks_compute_with_the_decoded_weights_and_shards_stay_exact(ranks)
 def train_beside_uncompressed(rank):
     _, y = make_batch(0, 0)
     start = float(y.square().mean())
-    losses = [train(shard(make_model(), 2, coded=coded), rank, range(60)) for coded in (True, False)]
-    assert losses[1] < 0.3 * start
+    losses = [train(shard(make_model(), 2, coded=coded), rank, range(30)) for coded in (True, False)]
+    assert losses[1] < 0.5 * start
     assert losses[0] < losses[1] + 0.05 * start, losses
 
     # bfloat16 weights, and shards of columns.
@@ -137,7 +137,7 @@ def train_beside_uncompressed(rank):
         "mp_policy": MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32),
         "shard_placement_fn": lambda p: Shard(1) if p.shape == (64, 40)[::-1] else None,
     }
-    losses = [train(shard(make_model(), 2, coded=coded, **options), rank, range(60)) for coded in (True, False)]
+    losses = [train(shard(make_model(), 2, coded=coded, **options), rank, range(30)) for coded in (True, False)]
     assert losses[0] < losses[1] + 0.05 * start, losses
 
     mixed = make_model()

@@ -284,6 +284,7 @@ class Job:
         self.ready = torch.cuda.current_stream(self.device).record_event() if on_device else None
         self._finish = finish
         self._left = 0
+        self._rejection: Exception | None = None
         self._ended = False
         self._lock = threading.Lock()
 
@@ -305,7 +306,11 @@ class Job:
     def piece_came(self) -> None:
         self._left -= 1  # a job's pieces end in the same stage
         if self._left == 0:
-            self._end(None)
+            self._end(self._rejection)
+
+    def reject(self, error: Exception) -> None:
+        """Fail when all pieces have come: until then tensors are written."""
+        self._rejection = error
 
     def fail(self, error: BaseException) -> None:
         self._end(error)
@@ -476,8 +481,8 @@ class _Hand(_Step):
     def _write(self, rank: int, data: torch.Tensor, lengths: list[int]) -> None:
         job, coded, exact = self.job, self.piece.coded[rank], self.piece.exact[rank]
         if job.reject_nonfinite and any(length < 0 for length in lengths):
-            # All ranks see this, and go on together: the job has failed, the channel has not.
-            job.fail(NonFiniteError(f"NaN or infinity in the sum that rank {job.channel.global_rank(rank)} made"))
+            # All ranks see this, and go on together: the job will have failed, the channel has not.
+            job.reject(NonFiniteError(f"NaN or infinity in the sum that rank {job.channel.global_rank(rank)} made"))
         payloads = messages.split_payloads(data, lengths)
         for f, length in zip(coded, lengths, strict=False):
             out = job.tensors[f.tensor][f.start : f.stop]
