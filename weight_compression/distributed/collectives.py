@@ -84,9 +84,7 @@ def compressed_all_reduce(
     channel = channel_of(group)
     config = check_config(config)
     _check_tensor(tensor)
-    lengths = [tensor.numel()] if segments is None else list(segments)
-    if min(lengths, default=0) < 0 or sum(lengths) != tensor.numel():
-        raise ValueError(f"segments: expected lengths >= 0 that sum to {tensor.numel()}, got {lengths}")
+    lengths = [tensor.numel()] if segments is None else _check_segments(segments, tensor)
     flat = tensor.detach().reshape(-1).contiguous()
     numbered = list(enumerate(lengths))
 
@@ -144,6 +142,7 @@ def compressed_all_gather(
     group: dist.ProcessGroup | None = None,
     config: CompressionConfig | None = None,
     *,
+    segments: Sequence[int] | None = None,
     async_op: bool = False,
 ) -> torch.futures.Future[Sequence[torch.Tensor]] | None:
     """Every rank's tensor to all, coded: ``torch.distributed.all_gather`` with the same decoded values everywhere.
@@ -153,7 +152,10 @@ def compressed_all_gather(
     tensors : sequence of torch.Tensor
         One for each rank, contiguous, of the shape of that rank's tensor, which may differ; written.
     tensor : torch.Tensor
-        What this rank sends.
+        What this rank sends. It may be the one of `tensors` that it is written to.
+    segments : sequence of int, optional
+        Lengths that every rank's flat tensor consists of, for tensors of the same number of elements; as for
+        :func:`compressed_all_reduce`.
     group, config, async_op
         As for :func:`compressed_all_reduce`.
     """
@@ -181,9 +183,17 @@ def compressed_all_gather(
                 torch.autograd.graph.increment_version(out)
         return tensors
 
-    job = Job([out.detach().view(-1) for out in tensors], channel, check_config(config), finish)
-    owned = [(rank, out.numel()) for rank, out in enumerate(tensors)]
-    start_handing(job, make_owned_pieces(owned, channel.ranks), lambda f: flat[f.start : f.stop].to(job.working))
+    lengths = [[out.numel()] if segments is None else _check_segments(segments, out) for out in tensors]
+    owned = [(rank, length) for rank, of_rank in enumerate(lengths) for length in of_rank]
+    outs = [
+        part for out, of_rank in zip(tensors, lengths, strict=True) for part in out.detach().view(-1).split(of_rank)
+    ]
+    first = sum(len(of_rank) for of_rank in lengths[: channel.rank])
+    sent = dict(enumerate(flat.split(lengths[channel.rank]), first))
+    job = Job(outs, channel, check_config(config), finish)
+    start_handing(
+        job, make_owned_pieces(owned, channel.ranks), lambda f: sent[f.tensor][f.start : f.stop].to(job.working)
+    )
     return _result(job, async_op)
 
 
@@ -194,6 +204,13 @@ def scale_of(op: dist.ReduceOp.RedOpType, ranks: int) -> float:
     if op == dist.ReduceOp.SUM:
         return 1.0
     raise ValueError(f"op: expected ReduceOp.AVG or ReduceOp.SUM, got {op}")
+
+
+def _check_segments(segments: Sequence[int], tensor: torch.Tensor) -> list[int]:
+    lengths = list(segments)
+    if min(lengths, default=0) < 0 or sum(lengths) != tensor.numel():
+        raise ValueError(f"segments: expected lengths >= 0 that sum to {tensor.numel()}, got {lengths}")
+    return lengths
 
 
 def _check_tensor(tensor: torch.Tensor) -> None:
@@ -267,6 +284,7 @@ class Job:
         self.ready = torch.cuda.current_stream(self.device).record_event() if on_device else None
         self._finish = finish
         self._left = 0
+        self._rejection: Exception | None = None
         self._ended = False
         self._lock = threading.Lock()
 
@@ -288,7 +306,11 @@ class Job:
     def piece_came(self) -> None:
         self._left -= 1  # a job's pieces end in the same stage
         if self._left == 0:
-            self._end(None)
+            self._end(self._rejection)
+
+    def reject(self, error: Exception) -> None:
+        """Fail when all pieces have come: until then tensors are written."""
+        self._rejection = error
 
     def fail(self, error: BaseException) -> None:
         self._end(error)
@@ -459,8 +481,8 @@ class _Hand(_Step):
     def _write(self, rank: int, data: torch.Tensor, lengths: list[int]) -> None:
         job, coded, exact = self.job, self.piece.coded[rank], self.piece.exact[rank]
         if job.reject_nonfinite and any(length < 0 for length in lengths):
-            # All ranks see this, and go on together: the job has failed, the channel has not.
-            job.fail(NonFiniteError(f"NaN or infinity in the sum that rank {job.channel.global_rank(rank)} made"))
+            # All ranks see this, and go on together: the job will have failed, the channel has not.
+            job.reject(NonFiniteError(f"NaN or infinity in the sum that rank {job.channel.global_rank(rank)} made"))
         payloads = messages.split_payloads(data, lengths)
         for f, length in zip(coded, lengths, strict=False):
             out = job.tensors[f.tensor][f.start : f.stop]

@@ -129,6 +129,7 @@ class EntropyCompressionState:
         self._pieces: dict[tuple[int, ...], list[Piece]] = {}
         self._choice: Choice | None = None
         self._step: Step | None = None
+        self._under_way: list[torch.futures.Future[torch.Tensor]] = []  # buckets of this step
         self._seconds = 0.0
         self._busy_until = 0.0
         if module is not None:
@@ -195,6 +196,7 @@ class EntropyCompressionState:
         if self._step is None:
             mode = self._mode(buffer, group)
             self._step = self._traffic.begin(self.iteration, mode)
+            self._under_way = []
             self._seconds = 0.0
         step = self._step
         numbers = tuple(self._number(parameter) for parameter in bucket.parameters())
@@ -206,9 +208,23 @@ class EntropyCompressionState:
             future = self._send_coded(bucket, numbers, step, group)
         else:
             future = self._send_plain(buffer, torch.bfloat16 if step.mode == "bf16" else buffer.dtype, step, group)
-        if self.mode != "auto":
-            return future
-        return future.then(lambda done: self._note(started, done))
+        if self.mode == "auto":
+            future = future.then(lambda done: self._note(started, done))
+        return self._hold_errors(future, bucket)
+
+    def _hold_errors(
+        self, future: torch.futures.Future[torch.Tensor], bucket: dist.GradBucket
+    ) -> torch.futures.Future[torch.Tensor]:
+        """Errors come with the last bucket: DDP raises the first one, and nothing must write gradients after that.
+
+        They are raised by a callback, because DDP says of what set_exception was called with that it is no tensor.
+        """
+        self._under_way.append(future)
+        if not bucket.is_last():
+            buffer = bucket.buffer()
+            return future.then(lambda done: buffer)
+        step, self._under_way = self._under_way, []
+        return future.then(lambda done: [each.wait() for each in step][-1])
 
     def _note(self, started: float, done: torch.futures.Future[torch.Tensor]) -> torch.Tensor:
         """Of buckets that overlap, time counts once."""
@@ -251,8 +267,7 @@ class EntropyCompressionState:
             describe=lambda i: self._names[numbers[i]], reject_nonfinite=self.nonfinite == "raise", traffic=step,
         )  # fmt: skip
         start_reduction(job, self._pieces_of(numbers, sizes, channel), 1.0 / channel.ranks)
-        # DDP reads the text of errors that a callback raises; of set_exception's it says that they are no tensors.
-        return job.future.then(lambda done: done.value())
+        return job.future
 
     def _pieces_of(self, numbers: tuple[int, ...], sizes: Sequence[int], channel: Channel) -> list[Piece]:
         if self._ownership is None:
@@ -346,7 +361,7 @@ class EntropyCompressionState:
     def __getstate__(self) -> dict[str, Any]:
         logger.warning("The process group is not serialisable and left out of the state.")
         state = self.__dict__.copy()
-        for name in ("process_group", "_numbers", "_choice", "_step", "_pieces"):
+        for name in ("process_group", "_numbers", "_choice", "_step", "_under_way", "_pieces"):
             del state[name]
         state["_until"] = max(self._until, self.iteration)
         state["_loaded"] = {**self._loaded, **{self._names[n]: r for n, r in self._residuals.items()}}
@@ -357,7 +372,7 @@ class EntropyCompressionState:
         logger.warning("The process group is not part of the state: the default group is used.")
         self.__dict__.update(state)
         self.process_group = None
-        self._numbers, self._pieces, self._choice, self._step = {}, {}, None, None
+        self._numbers, self._pieces, self._choice, self._step, self._under_way = {}, {}, None, None, []
 
 
 def _largest(seconds: Sequence[float], device: torch.device, group: dist.ProcessGroup) -> list[float]:
