@@ -79,11 +79,35 @@ class Task(ABC):
 
 
 @dataclass
+class _Lengths:
+    """Lengths on their way."""
+
+    work: dist.Work
+    got: torch.Tensor
+    counts: list[int]
+    kept: torch.Tensor  # what is sent lives until it is
+
+    def read(self) -> list[list[int] | None]:
+        """By sender, None if it failed."""
+        self.work.wait()
+        split = [of_rank.tolist() for of_rank in torch.split(self.got.cpu(), self.counts)]
+        return [None if of_rank[-1] == FAILED else of_rank[:-1] for of_rank in split]
+
+
+@dataclass
+class _Announced:
+    task: Task
+    parts: list[torch.Tensor]
+    lengths: _Lengths
+    coding: float
+
+
+@dataclass
 class _OnItsWay:
     task: Task
     work: dist.Work
     received: Received
-    kept: torch.Tensor  # what is sent lives until it is
+    kept: torch.Tensor
     coding: float
     waiting: float
 
@@ -136,19 +160,16 @@ class Stage:
         try:
             if self._error is not None:
                 raise self._error
-            coded, coding = None, 0.0
+            announced: _Announced | None = None
             if task is not None:
-                start = time.perf_counter()
-                with _on(task):
-                    coded = task.encode()
-                coding = time.perf_counter() - start
+                announced = self._announce(task)
             if before is not None:
                 start = time.perf_counter()
                 with self._exchanging(), _on(before.task):
                     before.work.wait()
                 before.waiting += time.perf_counter() - start
-            if task is not None and coded is not None:
-                sent = self._send(task, *coded, coding)
+            if announced is not None:
+                sent = self._send(announced)
             if before is not None:
                 start = time.perf_counter()
                 with _on(before.task):
@@ -159,10 +180,20 @@ class Stage:
             self._give_up(error, task, before, sent)
             return None
 
-    def _send(self, task: Task, lengths: list[list[int]], parts: list[torch.Tensor], coding: float) -> _OnItsWay:
+    def _announce(self, task: Task) -> _Announced:
+        """Encode, and put the lengths behind the bytes that are on their way: they are there when those are."""
+        start = time.perf_counter()
+        with _on(task):
+            lengths, parts = task.encode()
+            coded = time.perf_counter()
+            with self._exchanging():
+                return _Announced(task, parts, self._start_lengths(task, lengths, 0), coded - start)
+
+    def _send(self, announced: _Announced) -> _OnItsWay:
+        task, parts = announced.task, announced.parts
         start = time.perf_counter()
         with self._exchanging(), _on(task):
-            received = self._exchange_lengths(task, lengths, 0)
+            received = announced.lengths.read()
             for rank, of_rank in enumerate(received):
                 if of_rank is None:
                     who = dist.get_global_rank(self.group, rank)
@@ -175,7 +206,7 @@ class Stage:
                 data, kept, sizes, [part.numel() for part in parts], group=self.group, async_op=True
             )
         waiting = time.perf_counter() - start
-        return _OnItsWay(task, work, Received(lengths_of, list(data.split(sizes))), kept, coding, waiting)
+        return _OnItsWay(task, work, Received(lengths_of, list(data.split(sizes))), kept, announced.coding, waiting)
 
     @contextlib.contextmanager
     def _exchanging(self) -> Iterator[None]:
@@ -186,14 +217,15 @@ class Stage:
             self._told = True
             raise
 
-    def _exchange_lengths(self, task: Task, lengths: list[list[int]], status: int) -> list[list[int] | None]:
-        """By sender, None if it failed. A status comes with them, because who failed may have nothing to send."""
-        sent = torch.tensor([x for of_rank in lengths for x in (*of_rank, status)], dtype=torch.int64)
+    def _start_lengths(self, task: Task, lengths: list[list[int]], status: int) -> _Lengths:
+        """A status comes with them, because who failed may have nothing to send."""
+        sent = torch.tensor([x for of_rank in lengths for x in (*of_rank, status)], dtype=torch.int64).to(task.device)
         counts = [count + 1 for count in task.expects]
         got = torch.empty(sum(counts), dtype=torch.int64, device=task.device)
-        dist.all_to_all_single(got, sent.to(task.device), counts, [count + 1 for count in task.sends], group=self.group)
-        split = [of_rank.tolist() for of_rank in torch.split(got.cpu(), counts)]
-        return [None if of_rank[-1] == FAILED else of_rank[:-1] for of_rank in split]
+        work = dist.all_to_all_single(
+            got, sent, counts, [count + 1 for count in task.sends], group=self.group, async_op=True
+        )
+        return _Lengths(work, got, counts, sent)
 
     def _give_up(
         self, error: BaseException, task: Task | None, before: _OnItsWay | None, sent: _OnItsWay | None
@@ -203,7 +235,7 @@ class Stage:
         if task is not None and sent is None and not self._told:
             self._told = True
             with contextlib.suppress(RuntimeError), _on(task):  # another rank may have died by now
-                self._exchange_lengths(task, [[0] * count for count in task.sends], FAILED)
+                self._start_lengths(task, [[0] * count for count in task.sends], FAILED).read()
         for failed in (None if before is None else before.task, task):
             if failed is not None:
                 failed.fail(error)

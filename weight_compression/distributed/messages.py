@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from platonic_core.memory import recycled
 from weight_compression.codec import compress_bound, compress_into, decompress
 from weight_compression.config import CompressionConfig
 
@@ -50,11 +49,8 @@ def _pack(values: list[torch.Tensor], finite: list[bool], config: CompressionCon
         return Packed(torch.empty(0, dtype=torch.uint8), [])
     device = values[0].device
     room = [compress_bound(x.numel(), x.dtype, 1) for x in values]
-    memory = (
-        recycled([sum(room)], torch.uint8)
-        if device.type == "cpu"
-        else torch.empty(sum(room), dtype=torch.uint8, device=device)
-    )
+    # From malloc, which has it from the last piece: a huge page, of which little is used, would take longer to clear.
+    memory = torch.empty(sum(room), dtype=torch.uint8, device=device)
     if device.type != "cpu":
         return _pack_on_device(values, finite, config, memory, room)
     lengths, end = [], 0
