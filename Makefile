@@ -10,7 +10,7 @@ PYTHON_SOURCES := platonic_core platonic weight_compression gradamp python_tests
 
 demo: $(VENV)/.plot
 	$(BIN)/python examples/digits.py --plot demo.png
-	$(BIN)/torchrun --nproc-per-node 2 examples/compressed_ddp.py --sync fp32 coded averaging --epochs 5
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 examples/compressed_ddp.py --sync fp32 coded averaging --epochs 5
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest
