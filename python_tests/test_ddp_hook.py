@@ -288,6 +288,30 @@ def train_with_features(rank):
     assert bool(residuals["4.weight"].any())
     seen["mixed"] = bits_of(parameters_of(model))
 
+    # Two models in one backward pass, and parameters of no and of one element.
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.empty, self.scale = (
+                make_model(),
+                nn.Parameter(torch.zeros(0)),
+                nn.Parameter(torch.ones(())),
+            )
+
+        def forward(self, x):
+            return self.inner(x) * self.scale + self.empty.sum()
+
+    models = [Odd(), make_model()]
+    ddps = [wrap(m, EntropyCompressionState(module=m, start_iteration=0), static_graph=True) for m in models]
+    optimizers = [make_optimizer(m) for m in models]
+    for step in range(4):
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        sum(loss_of(ddp, rank, step) for ddp in ddps).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    seen["two"] = bits_of(torch.cat([parameters_of(m) for m in models]))
+
     # Autocast and a scaler, with an overflow on one rank: all ranks skip that step.
     model = make_model()
     state = EntropyCompressionState(module=model)
@@ -317,6 +341,19 @@ def test_features_of_ddp():
     assert seen[0] == seen[1]
 
 
+def train_in_groups(rank):
+    group = [dist.new_group([0, 1]), dist.new_group([2, 3])][rank // 2]
+    model = make_model()
+    state = EntropyCompressionState(group, module=model, start_iteration=1)
+    train(wrap(model, state, process_group=group), make_optimizer(model), rank, range(4))
+    return bits_of(parameters_of(model))
+
+
+def test_groups_train_by_themselves():
+    seen = run_ranks(train_in_groups, 4)
+    assert seen[0] == seen[1] != seen[2] == seen[3]
+
+
 def train_compiled(rank):
     seen = []
     for backend in (None, "aot_eager"):
@@ -338,6 +375,20 @@ def train_compiled(rank):
 def test_compiled_models():
     seen = run_ranks(train_compiled, 2)
     assert seen[0] == seen[1]
+
+
+def train_with_the_compiled_reducer(rank):
+    torch._dynamo.config.optimize_ddp = "python_reducer"
+    model = make_model()
+    ddp = wrap(model, EntropyCompressionState(module=model), bucket_cap_mb=None)
+    compiled = torch.compile(ddp, backend="eager")
+    with pytest.raises(NotImplementedError, match="optimize_ddp at its default"):
+        train(compiled, make_optimizer(model), rank, [0])
+    return True
+
+
+def test_the_compiled_reducer_is_refused():
+    run_ranks(train_with_the_compiled_reducer, 2)
 
 
 def make_run(rank, model=None, named=True, **options):

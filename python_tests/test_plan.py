@@ -55,6 +55,7 @@ def check_every_element_once(pieces, sizes, ranks):
 @given(SIZES, RANKS)
 def test_every_element_is_in_exactly_one_fragment(sizes, ranks):
     pieces = make_pieces(list(enumerate(sizes)), ranks, Ownership(ranks))
+    assert pieces == make_pieces(list(enumerate(sizes)), ranks, Ownership(ranks))  # as on another rank
     check_every_element_once(pieces, sizes, ranks)
     for _, start, stop, _, exact in fragments_of(pieces):
         assert exact == (stop - start < EXACT_BELOW)

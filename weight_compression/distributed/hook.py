@@ -405,7 +405,7 @@ def entropy_compression_hook(
         Under DDP's compiled reducer (``torch._dynamo.config.optimize_ddp = "python_reducer"``), which cannot run other
         threads. Compiled models under its default setting work.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not isinstance(bucket, dist.GradBucket):  # that reducer passes a tuple
         raise NotImplementedError(
             'expected torch._dynamo.config.optimize_ddp at its default: "python_reducer" traces hooks, and this one codes '
             "in threads of its own"
