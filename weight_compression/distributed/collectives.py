@@ -425,12 +425,16 @@ class _Add(_Step):
 
     def complete(self, received: Received) -> None:
         job, coded, exact = self.job, self.piece.coded[self.rank], self.piece.exact[self.rank]
-        sums = [self._start(f) for f in coded]
+        # Of two numbers the sum is the same either way; own values first need no zeros to be added to.
+        either = self.ranks == 2 and job.residuals is None
+        order = [self.rank, 1 - self.rank] if either else list(range(self.ranks))
+        sums = [self._start(f, order[0] == self.rank) for f in coded]
         together = torch.zeros(sum(f.numel for f in exact), dtype=job.working, device=self.device)
-        for rank in range(self.ranks):
+        for rank in order:
             if rank == self.rank:
-                for total, f in zip(sums, coded, strict=True):
-                    total.add_(job.values_of(f), alpha=self.scale)
+                if rank != order[0]:
+                    for total, f in zip(sums, coded, strict=True):
+                        total.add_(job.values_of(f), alpha=self.scale)
                 if exact:
                     together.add_(torch.cat([job.values_of(f) for f in exact]), alpha=self.scale)
                 continue
@@ -443,9 +447,12 @@ class _Add(_Step):
                     messages.add(next(payloads), True, together, self.scale)
         job.channel.handing.submit(_HandSums(job, self.piece, sums, together))
 
-    def _start(self, fragment: Fragment) -> torch.Tensor:
-        residual = self.job.residual_of(fragment)
-        return torch.zeros(fragment.numel, dtype=self.job.working, device=self.device) if residual is None else residual
+    def _start(self, fragment: Fragment, own: bool) -> torch.Tensor:
+        """What earlier jobs left, or nothing, and this rank's own values if they are the first."""
+        values, residual = self.job.values_of(fragment), self.job.residual_of(fragment)
+        if residual is not None:
+            return residual.add_(values, alpha=self.scale) if own else residual
+        return values * self.scale if own else torch.zeros_like(values)
 
     def fail(self, error: BaseException) -> None:
         super().fail(error)
