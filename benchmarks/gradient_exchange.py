@@ -163,6 +163,7 @@ ALL_REDUCE: dict[str, Callable[[torch.Tensor, list[torch.Tensor]], None]] = {
     "bfloat16": _all_reduce_cast(torch.bfloat16),
     "float16": _all_reduce_cast(torch.float16),
     "coded": _coded,
+    "coded as one tensor": lambda flat, parts: wcd.compressed_all_reduce(flat),
 }
 
 # --- averaging under DistributedDataParallel
@@ -244,9 +245,9 @@ HOOKS: dict[str, Callable[[DistributedDataParallel], None]] = {
     "PowerSGD 2": _power_sgd(2),
     "PowerSGD 4": _power_sgd(4),
     "quantization_pertensor": _quantization_pertensor,
-    "PowerSGD 4, coded": _power_sgd_coded(4),
+    "PowerSGD 4 coded": _power_sgd_coded(4),
     "coded": _entropy(),
-    "coded, no feedback": _entropy(error_feedback=False),
+    "coded without feedback": _entropy(error_feedback=False),
     "auto": _entropy(mode="auto"),
     "no exchange": lambda ddp: ddp.register_comm_hook(None, debugging_hooks.noop_hook),  # what DDP itself takes
 }

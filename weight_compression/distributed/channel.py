@@ -25,6 +25,7 @@ from torch.distributed import distributed_c10d as c10d
 
 __all__ = ["Channel", "PeerError", "Received", "Stage", "Task", "channel_of"]
 
+SLICE = 1 << 18  # bytes of a message over gloo
 FAILED = -1  # in place of 0 behind the lengths
 
 
@@ -105,9 +106,9 @@ class _Announced:
 @dataclass
 class _OnItsWay:
     task: Task
-    work: dist.Work
+    works: list[dist.Work]
     received: Received
-    kept: torch.Tensor
+    kept: list[torch.Tensor]
     coding: float
     waiting: float
 
@@ -166,7 +167,8 @@ class Stage:
             if before is not None:
                 start = time.perf_counter()
                 with self._exchanging(), _on(before.task):
-                    before.work.wait()
+                    for work in before.works:
+                        work.wait()
                 before.waiting += time.perf_counter() - start
             if announced is not None:
                 sent = self._send(announced)
@@ -200,13 +202,25 @@ class Stage:
                     raise PeerError(f"rank {who} could not do its part; its own error says why")
             lengths_of = [of_rank for of_rank in received if of_rank is not None]
             sizes = [sum(map(abs, of_rank)) for of_rank in lengths_of]
-            data = torch.empty(sum(sizes), dtype=torch.uint8, device=task.device)
-            kept = _concatenate(parts, task.device)
-            work = dist.all_to_all_single(
-                data, kept, sizes, [part.numel() for part in parts], group=self.group, async_op=True
-            )
+            data = [torch.empty(size, dtype=torch.uint8, device=task.device) for size in sizes]
+            works = self._start_bytes(parts, data)
         waiting = time.perf_counter() - start
-        return _OnItsWay(task, work, Received(lengths_of, list(data.split(sizes))), kept, announced.coding, waiting)
+        return _OnItsWay(task, works, Received(lengths_of, data), parts, announced.coding, waiting)
+
+    def _start_bytes(self, parts: list[torch.Tensor], data: list[torch.Tensor]) -> list[dist.Work]:
+        """Send parts[r] to rank r, receive data[r] from it.
+
+        In slices: gloo writes a large message before it reads, so that two ranks take turns where both could send. Of
+        1.2 MB over 1 Gbit/s, both ways at once, that took 20 ms where slices take 11.
+        """
+        if parts[0].device.type == "cuda":
+            # NCCL: all in one group, or they would wait for each other.
+            operations = [dist.P2POp(dist.isend, part, group=self.group, group_peer=r) for r, part in _full(parts)]
+            operations += [dist.P2POp(dist.irecv, part, group=self.group, group_peer=r) for r, part in _full(data)]
+            return dist.batch_isend_irecv(operations) if operations else []
+        works = [dist.isend(part, group=self.group, group_dst=r) for r, part in _slices(parts)]
+        works += [dist.irecv(part, group=self.group, group_src=r) for r, part in _slices(data)]
+        return [work for work in works if work is not None]  # None is for ranks outside of the group
 
     @contextlib.contextmanager
     def _exchanging(self) -> Iterator[None]:
@@ -241,11 +255,15 @@ class Stage:
                 failed.fail(error)
 
 
-def _concatenate(parts: list[torch.Tensor], device: torch.device) -> torch.Tensor:
-    full = [part for part in parts if part.numel()]
-    if len(full) == 1:
-        return full[0]
-    return torch.cat(full) if full else torch.empty(0, dtype=torch.uint8, device=device)
+def _full(parts: list[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
+    return ((rank, part) for rank, part in enumerate(parts) if part.numel())
+
+
+def _slices(parts: list[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
+    """In turns, so that all ranks get something all the time."""
+    cut = [(rank, part.split(SLICE)) for rank, part in _full(parts)]
+    for i in range(max((len(slices) for _, slices in cut), default=0)):
+        yield from ((rank, slices[i]) for rank, slices in cut if i < len(slices))
 
 
 @contextlib.contextmanager
