@@ -4,6 +4,7 @@ import copy
 import itertools
 import math
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from weight_compression.distributed import (
     EntropyCompressionState,
     entropy_compression_hook,
     plot_stats,
+    write_stats,
 )
 from weight_compression.distributed.plan import EXACT_BELOW, Ownership, make_pieces
 
@@ -548,6 +550,10 @@ def count(rank, path):
         assert step["seconds_coding"] > 0
     if rank == 0:
         plot_stats(stats, path)
+        written = []
+        write_stats(stats, SimpleNamespace(add_scalar=lambda *scalar: written.append(scalar)))
+        tags = {tag for tag, _, _ in written}
+        assert {"traffic/bytes_sent", "bits_per_weight/4.weight", "entropy/4.weight"} <= tags
     with pytest.raises(ValueError, match="got none"):
         plot_stats(EntropyCompressionState().stats(), path)
     return [step["layers"] for step in stats["by_step"]]

@@ -49,7 +49,7 @@ def check_every_element_once(pieces, sizes, ranks):
         for owner in range(ranks):
             for f in (*piece.coded[owner], *piece.exact[owner]):
                 assert f.owner == owner
-            assert piece.messages(owner) == len(piece.coded[owner]) + (1 if piece.exact[owner] else 0)
+            assert piece.payloads(owner) == len(piece.coded[owner]) + (1 if piece.exact[owner] else 0)
 
 
 @given(SIZES, RANKS)

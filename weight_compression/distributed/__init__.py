@@ -9,7 +9,7 @@ from weight_compression.distributed.collectives import (
 )
 from weight_compression.distributed.hook import EntropyCompressionState, entropy_compression_hook
 from weight_compression.distributed.process_group import CompressedProcessGroup
-from weight_compression.distributed.traffic import plot_stats
+from weight_compression.distributed.traffic import plot_stats, write_stats
 
 __all__ = [
     "CompressedModelAverager",
@@ -21,4 +21,5 @@ __all__ = [
     "compressed_broadcast",
     "entropy_compression_hook",
     "plot_stats",
+    "write_stats",
 ]

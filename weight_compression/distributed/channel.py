@@ -2,7 +2,8 @@
 
 The first stage adds up (reduce-scatter), the second hands out (all-gather). A stage codes the next piece while the last one
 is on its way, and both stages run side by side. Which collective follows which does not depend on timing, as
-torch.distributed demands: on each group it is the lengths of a piece, its bytes, the lengths of the next one.
+torch.distributed demands: on each group it is the lengths of a piece, its bytes, the lengths of the next one, which follow
+the bytes that are on their way.
 
 A rank that fails tells the others so in place of lengths. One that dies or stalls, torch.distributed reports, within the
 timeout of the group that the channel is for.
@@ -18,6 +19,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -25,7 +27,7 @@ from torch.distributed import distributed_c10d as c10d
 
 __all__ = ["Channel", "PeerError", "Received", "Stage", "Task", "channel_of"]
 
-SLICE = 1 << 18  # bytes of a message over gloo
+SLICE = 1 << 18  # bytes of a message over gloo, at most
 FAILED = -1  # in place of 0 behind the lengths
 
 
@@ -108,7 +110,7 @@ class _OnItsWay:
     task: Task
     works: list[dist.Work]
     received: Received
-    kept: list[torch.Tensor]
+    parts: list[torch.Tensor]  # what is sent lives until it is
     coding: float
     waiting: float
 
@@ -118,9 +120,9 @@ class Stage:
 
     def __init__(self, group: dist.ProcessGroup, name: str) -> None:
         self.group = group
-        self._ranks = dist.get_world_size(group)
         self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         self._error: BaseException | None = None
+        self._abandoned: tuple[_OnItsWay | None, _OnItsWay | None] = None, None
         self._told = False
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
         threading.Thread(target=self._run, name=f"weight_compression {name}", daemon=True).start()
@@ -220,7 +222,8 @@ class Stage:
             return dist.batch_isend_irecv(operations) if operations else []
         works = [dist.isend(part, group=self.group, group_dst=r) for r, part in _slices(parts)]
         works += [dist.irecv(part, group=self.group, group_src=r) for r, part in _slices(data)]
-        return [work for work in works if work is not None]  # None is for ranks outside of the group
+        assert None not in works  # which only ranks outside of the group get
+        return cast("list[dist.Work]", works)
 
     @contextlib.contextmanager
     def _exchanging(self) -> Iterator[None]:
@@ -246,6 +249,8 @@ class Stage:
     ) -> None:
         """All that is under way or comes later fails, because the ranks' collectives no longer match."""
         self._error = error
+        # gloo does not read from a rank again whose message has nowhere to go: what is on its way keeps its memory.
+        self._abandoned = before, sent
         if task is not None and sent is None and not self._told:
             self._told = True
             with contextlib.suppress(RuntimeError), _on(task):  # another rank may have died by now
@@ -289,7 +294,7 @@ class Channel:
         self.adding = Stage(_twin_of(group, "adds up"), "adds up")
         self.handing = Stage(_twin_of(group, "hands out"), "hands out")
         self._global_ranks = dist.get_process_group_ranks(group)
-        self._close = weakref.finalize(self, _close, self.adding, self.handing)
+        weakref.finalize(self, _close, self.adding, self.handing)
 
     def global_rank(self, rank: int) -> int:
         """Of a rank of the group."""
@@ -300,10 +305,6 @@ class Channel:
         if global_rank not in self._global_ranks:
             raise ValueError(f"expected a rank of the group, {self._global_ranks}, got {global_rank}")
         return self._global_ranks.index(global_rank)
-
-    def close(self) -> None:
-        """End both threads when they have done what was submitted."""
-        self._close()
 
 
 def _close(*stages: Stage) -> None:
@@ -318,13 +319,19 @@ def _twin_of(group: dist.ProcessGroup, name: str) -> dist.ProcessGroup:
     wait for each other for ever. This name is the same on all.
     """
     ranks = dist.get_process_group_ranks(group)
-    _, store = c10d._world.pg_map[c10d._get_default_group()]
+    default = c10d._get_default_group()
+    if default.bound_device_id is not None and len(ranks) < dist.get_world_size(default):
+        # torch would split the default group's communicator, which all its ranks have to take part in.
+        raise NotImplementedError(
+            "expected init_process_group without device_id where part of the ranks communicate coded: pass device_id=None"
+        )
+    _, store = c10d._world.pg_map[default]
     kind = "cuda" if dist.get_backend(group) == "nccl" else "cpu"
     timeout = group._get_backend(torch.device(kind)).options._timeout  # torch has no public way to ask
     twin, _ = c10d._new_process_group_helper(
         len(ranks), dist.get_rank(group), ranks, dist.Backend(dist.get_backend(group)), store,
         c10d.GroupName(f"{group.group_name} weight_compression {name}"), timeout=timeout,
-        device_id=c10d._get_default_group().bound_device_id, group_desc=f"weight_compression, {name}",
+        device_id=default.bound_device_id, group_desc=f"weight_compression, {name}",
     )  # fmt: skip
     c10d._world.pg_group_ranks[twin] = {rank: i for i, rank in enumerate(ranks)}
     return twin

@@ -77,6 +77,9 @@ def compressed_all_reduce(
     ValueError, TypeError
         If an argument is wrong.
 
+    After any but the last two nothing more can be coded on this group: the error is raised again. A rank on which the last
+    step fails may be the only one; the others learn of it when they call again.
+
     Notes
     -----
     NaN and infinity: a part of at most a few million elements that has any is sent exactly.
@@ -363,6 +366,9 @@ class _Step(Task):
         self.job, self.piece, self.device = job, piece, job.device
         self.rank, self.ranks = job.channel.rank, job.channel.ranks
         self.stream = stage.stream(job.device)
+        if self.stream is not None:
+            for tensor in job.tensors:
+                tensor.record_stream(self.stream)
         self.after = job.ready  # what has to have happened on other streams
 
     def others(self) -> list[int]:
@@ -406,8 +412,8 @@ class _Add(_Step):
     def __init__(self, job: Job, piece: Piece, scale: float) -> None:
         super().__init__(job, piece, job.channel.adding)
         self.scale = scale
-        self.sends = [piece.messages(rank) if rank != self.rank else 0 for rank in range(self.ranks)]
-        self.expects = [piece.messages(self.rank) if rank != self.rank else 0 for rank in range(self.ranks)]
+        self.sends = [piece.payloads(rank) if rank != self.rank else 0 for rank in range(self.ranks)]
+        self.expects = [piece.payloads(self.rank) if rank != self.rank else 0 for rank in range(self.ranks)]
 
     def pack(self) -> Iterator[tuple[int, messages.Packed]]:
         job = self.job
@@ -465,9 +471,9 @@ class _Hand(_Step):
 
     def __init__(self, job: Job, piece: Piece, stage: Stage) -> None:
         super().__init__(job, piece, stage)
-        own = piece.messages(self.rank)
+        own = piece.payloads(self.rank)
         self.sends = [own if rank != self.rank else 0 for rank in range(self.ranks)]
-        self.expects = [piece.messages(rank) if rank != self.rank else 0 for rank in range(self.ranks)]
+        self.expects = [piece.payloads(rank) if rank != self.rank else 0 for rank in range(self.ranks)]
         self.own = messages.Packed(torch.empty(0, dtype=torch.uint8, device=self.device), [])
 
     def pack(self) -> Iterator[tuple[int, messages.Packed]]:

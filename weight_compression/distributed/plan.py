@@ -43,7 +43,7 @@ class Piece:
     coded: tuple[tuple[Fragment, ...], ...]
     exact: tuple[tuple[Fragment, ...], ...]
 
-    def messages(self, owner: int) -> int:
+    def payloads(self, owner: int) -> int:
         """How many payloads the fragments of an owner are: one for every coded one, one for all others together."""
         return len(self.coded[owner]) + bool(self.exact[owner])
 

@@ -15,7 +15,7 @@ from weight_compression.payload import sampled_entropy
 if TYPE_CHECKING:
     from os import PathLike
 
-__all__ = ["Layer", "Step", "Traffic", "plot_stats"]
+__all__ = ["Layer", "Step", "Traffic", "plot_stats", "write_stats"]
 
 
 @dataclass
@@ -171,6 +171,25 @@ class Traffic:
                 for tensor, layer in step.layers.items()
             },
         }
+
+
+def write_stats(stats: dict[str, Any], writer: Any) -> None:
+    """Every step of the statistics to TensorBoard.
+
+    Parameters
+    ----------
+    stats : dict
+        What ``stats()`` of a state or averager returned.
+    writer : torch.utils.tensorboard.SummaryWriter
+        Or anything else with ``add_scalar(tag, value, step)``.
+    """
+    for step in stats["by_step"]:
+        at = step["step"]
+        for name in ("bytes_before", "bytes_sent", "seconds_coding", "seconds_sending"):
+            writer.add_scalar(f"traffic/{name}", step[name], at)
+        for layer, counts in step["layers"].items():
+            for name in ("bits_per_weight", "entropy"):
+                writer.add_scalar(f"{name}/{layer}", counts[name], at)
 
 
 def plot_stats(stats: dict[str, Any], path: str | PathLike[str]) -> None:
