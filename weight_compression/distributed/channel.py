@@ -27,6 +27,7 @@ from torch.distributed import distributed_c10d as c10d
 
 __all__ = ["Channel", "PeerError", "Received", "Stage", "Task", "channel_of"]
 
+CLOSING = 5.0  # seconds
 SLICE = 1 << 18  # bytes of a message over gloo, at most
 FAILED = -1  # in place of 0 behind the lengths
 
@@ -125,7 +126,8 @@ class Stage:
         self._abandoned: tuple[_OnItsWay | None, _OnItsWay | None] = None, None
         self._told = False
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
-        threading.Thread(target=self._run, name=f"weight_compression {name}", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name=f"weight_compression {name}", daemon=True)
+        self._thread.start()
 
     def submit(self, task: Task) -> None:
         self._tasks.put(task)
@@ -139,8 +141,13 @@ class Stage:
         return self._streams[device]
 
     def close(self) -> None:
-        """End the thread when it has done what was submitted before."""
+        """End the thread when it has done what was submitted before, and wait for that, but not for ranks that are lost.
+
+        A thread that still ran while the interpreter ends would take the process down.
+        """
         self._tasks.put(None)
+        if self._thread is not threading.current_thread():
+            self._thread.join(CLOSING)
 
     def _run(self) -> None:
         before: _OnItsWay | None = None
@@ -294,7 +301,7 @@ class Channel:
         self.adding = Stage(_twin_of(group, "adds up"), "adds up")
         self.handing = Stage(_twin_of(group, "hands out"), "hands out")
         self._global_ranks = dist.get_process_group_ranks(group)
-        weakref.finalize(self, _close, self.adding, self.handing)
+        weakref.finalize(self, _close, self.adding, self.handing)  # also when the interpreter ends
 
     def global_rank(self, rank: int) -> int:
         """Of a rank of the group."""
