@@ -173,15 +173,15 @@ class Stage:
             announced: _Announced | None = None
             if task is not None:
                 announced = self._announce(task)
-            if announced is not None:
-                # Before the last bytes have come: links carry both ways at once, and one way is done before the other.
-                sent = self._send(announced)
             if before is not None:
                 start = time.perf_counter()
                 with self._exchanging(), _on(before.task):
                     for work in before.works:
                         work.wait()
                 before.waiting += time.perf_counter() - start
+            if announced is not None:
+                sent = self._send(announced)
+            if before is not None:
                 start = time.perf_counter()
                 with _on(before.task):
                     before.task.complete(before.received)
