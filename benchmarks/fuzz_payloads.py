@@ -106,6 +106,11 @@ def main() -> int:
             if kind == 0 or tensor.numel() * tensor.element_size() > MAX_BYTES:
                 print(f"seed {options.seed}, mutation {number}: not found", file=sys.stderr)
                 return 1
+            # Into a given tensor, the usual kinds are read by C++: with the same values.
+            again = wc.decompress(mutated, torch.empty_like(tensor), check=False)
+            if tensor.flatten().view(torch.uint8).ne(again.flatten().view(torch.uint8)).any():
+                print(f"seed {options.seed}, mutation {number}: other values into a given tensor", file=sys.stderr)
+                return 1
             outcomes["decoded"] += 1
         except wc.PayloadError as error:
             outcomes[type(error).__name__] += 1
