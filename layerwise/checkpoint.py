@@ -1,0 +1,92 @@
+"""The state of a training run on disk: written whole or not at all, read without running code."""
+
+from __future__ import annotations
+
+import os
+import random
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+__all__ = ["CheckpointError", "load_checkpoint", "rng_state", "save_checkpoint", "set_rng_state"]
+
+FORMAT = "platonic layerwise checkpoint"
+VERSION = 1
+
+
+class CheckpointError(RuntimeError):
+    """A file that is no checkpoint, or not one of this run."""
+
+
+def save_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
+    """Write `state` beside `path`, flush it to the disk, and rename it."""
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(prefix=path.name, suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save({"format": FORMAT, "version": VERSION, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def load_checkpoint(path: str | os.PathLike[str], device: torch.device) -> dict[str, Any]:
+    """What :func:`save_checkpoint` wrote.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    CheckpointError
+        If the file is something else.
+    """
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{path}: not a checkpoint of layerwise: {error}") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: not a checkpoint of layerwise")
+    if state["version"] != VERSION:
+        raise CheckpointError(f"{path}: version {state['version']}, expected {VERSION}")
+    return state
+
+
+def rng_state(*generators: torch.Generator | None) -> dict[str, Any]:
+    """States of torch's, NumPy's and Python's global generators, and of those given."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - the global one is what loaders draw from
+    version, numbers, following = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [
+            str(kind),
+            torch.from_numpy(np.asarray(keys, dtype=np.int64)),
+            int(position),
+            int(has_gauss),
+            float(gauss),
+        ],
+        "python": [version, list(numbers), following],
+        "own": [None if g is None else g.get_state() for g in generators],
+    }
+
+
+def set_rng_state(state: dict[str, Any], *generators: torch.Generator | None) -> None:
+    """Put the generators where :func:`rng_state` found them."""
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+    kind, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((kind, keys.cpu().numpy().astype(np.uint32), position, has_gauss, gauss))  # noqa: NPY002
+    version, numbers, following = state["python"]
+    random.setstate((version, tuple(numbers), following))
+    for generator, own in zip(generators, state["own"], strict=True):
+        if generator is not None and own is not None:
+            generator.set_state(own.cpu())

@@ -1,0 +1,138 @@
+"""Step 1 of *train*: cut any module into a chain of units, by names, by a pattern, by what crosses, or by cost.
+
+A unit begins where a named module is first called and ends where the next one begins; what lies between (activations,
+pooling, reshapes) belongs to the unit before it, and what precedes the first name to the first unit. Where the model cannot
+be traced, units are given by hand: a sequence of :class:`~layerwise.Unit`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, cast
+
+from torch import nn
+
+from layerwise.costs import balance, unit_costs
+from layerwise.tracing import cut_model, find_units
+from layerwise.units import Chain, Unit
+
+__all__ = ["split"]
+
+Spec = str | re.Pattern[str] | int | Sequence[str] | Sequence[Unit]
+
+
+def split(
+    model: nn.Module,
+    spec: Spec = "auto",
+    *,
+    example: Any = None,
+    balance_by: str = "memory",
+    within: Spec = "auto",
+) -> Chain:
+    """Cut `model` into a chain of units that computes the same.
+
+    Parameters
+    ----------
+    model : Module
+        Any module. It is not changed: the units use its parameters under their names, so that ``model.state_dict()`` is
+        what it was.
+    spec : str, pattern, int, sequence of str or sequence of Unit, default="auto"
+        "auto": timm's groups where the model has a ``group_matcher``; else every module at which one tensor alone crosses
+        and which has a matrix or kernel among its parameters. Residual blocks stay whole, normalisations join the unit
+        before them, and the last linear layer, the classifier, joins the last unit.
+        A pattern (``re.compile``): the modules whose whole name it matches, without those inside another that it matches.
+        Names: fully qualified names of modules, in any order; each begins a unit, inside residual blocks also.
+        A number: as many blocks of consecutive units of `within`, the costliest as cheap as can be.
+        Units: taken as they are.
+    example : Tensor or tuple of Tensor, optional
+        An input; needed for a number of blocks balanced by memory or time. With it, the chain's output is compared with
+        the model's, bit by bit.
+    balance_by : {"memory", "time", "parameters"}, default="memory"
+        What blocks are balanced by: bytes that autograd keeps for the backward pass, seconds of a forward and backward
+        pass, or the number of parameters.
+    within : default="auto"
+        The units that blocks are made of.
+
+    Returns
+    -------
+    Chain
+        The units.
+
+    Raises
+    ------
+    SplitError
+        If the model cannot be traced, with the line where that failed; if a name is not among its modules or is never
+        called.
+    ValueError
+        If the chain would have fewer units than asked for, if two units would share a parameter, or a unit would have
+        none.
+    """
+    if isinstance(spec, bool):
+        raise TypeError("spec: expected 'auto', a pattern, names, a number or units, got a bool")
+    if isinstance(spec, int):
+        names = _blocks(model, spec, example, balance_by, within)
+    elif not isinstance(spec, (str, re.Pattern)) and any(isinstance(part, Unit) for part in spec):
+        chain = _of_units(model, spec)
+        if example is not None:
+            chain.check(example)
+        return chain
+    else:
+        names = _names(model, cast("str | re.Pattern[str] | Sequence[str]", spec))
+    chain = cut_model(model, names)
+    if example is not None:
+        chain.check(example)
+    return chain
+
+
+def _of_units(model: nn.Module, units: Sequence[Any]) -> Chain:
+    if not all(isinstance(unit, Unit) for unit in units):
+        raise TypeError("spec: expected units alone or names alone, got a mixture")
+    chain = Chain(units, model)
+    own = {id(p) for p in chain.parameters()}
+    left = [name for name, p in model.named_parameters() if id(p) not in own]
+    if left:
+        raise ValueError(
+            f"{len(left)} parameters of the model are in no unit, such as {left[0]!r}; list the modules that hold them in a "
+            "unit's `modules`"
+        )
+    return chain
+
+
+def _names(model: nn.Module, spec: str | re.Pattern[str] | Sequence[str]) -> list[str]:
+    if isinstance(spec, str):
+        if spec != "auto":
+            raise ValueError(
+                f"spec: expected 'auto', a compiled pattern, names, a number or units, got {spec!r}; "
+                "for one name write a list, for a pattern re.compile"
+            )
+        return find_units(model)
+    if isinstance(spec, re.Pattern):
+        names: list[str] = []
+        for name, module in model.named_modules():
+            inside = any(name.startswith(outer + ".") for outer in names)
+            if name and not inside and spec.fullmatch(name) and any(True for _ in module.parameters()):
+                names.append(name)
+        if not names:
+            raise ValueError(f"no module with parameters has a name that matches {spec.pattern!r} as a whole")
+        return names
+    return list(spec)
+
+
+def _blocks(model: nn.Module, count: int, example: Any, by: str, within: Spec) -> list[str]:
+    if count < 1:
+        raise ValueError(f"spec: expected a positive number of blocks, got {count}")
+    if isinstance(within, int):
+        raise TypeError("within: expected 'auto', a pattern or names, got a number")
+    finest = split(model, within)
+    if any("." not in unit.name and not hasattr(model, unit.name) for unit in finest):
+        raise TypeError("within: expected 'auto', a pattern or names, got units")
+    if count > len(finest):
+        raise ValueError(f"spec: {count} blocks of {len(finest)} units; give a finer `within`, or fewer blocks")
+    if by == "parameters":
+        costs = [float(unit.parameter_count) for unit in finest]
+    elif example is None:
+        raise ValueError(f"spec: blocks balanced by {by} need an example input; or balance_by='parameters'")
+    else:
+        costs = unit_costs(finest, example, by)
+    return [finest[first].name for first in balance(costs, count)]

@@ -1,0 +1,167 @@
+"""Step 3 of *train*: a window's units with their head, and everything that its training remembers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from layerwise.heads import build_head
+from layerwise.method import Method
+from layerwise.regularisers import Regularisation
+from layerwise.schedules import Window
+from layerwise.units import Chain, State, detach_state, main_tensor, replace_main
+
+__all__ = ["Subnet", "Training", "make_training"]
+
+
+class Subnet(nn.Module):
+    """Units and the head on the last of them. Its forward returns the head's output and the state that goes on, detached."""
+
+    def __init__(self, chain: Chain, window: Window, head: nn.Module, noise: Regularisation) -> None:
+        super().__init__()
+        self.window = window
+        self.units = nn.ModuleList(chain.units[window[0] : window[1] + 1])
+        self.head = head
+        self.noise = noise
+        self.epoch = 0  # of the window, for what decays
+
+    def forward(self, state: State) -> tuple[Any, State]:
+        if self.training and self.window[0] > 0:
+            state = replace_main(state, self.noise.on_input(main_tensor(state), self.epoch))
+        for unit in self.units:
+            state = unit(state)
+        out = main_tensor(state)
+        return self.head(self.noise.on_output(out) if self.training else out), detach_state(state)
+
+
+@dataclass
+class Training:
+    """A window in training.
+
+    Attributes
+    ----------
+    subnet : Subnet
+        What is trained.
+    optimizer : Optimizer
+        Its own.
+    scaler : GradScaler
+        Its own; does nothing unless training is in float16.
+    lr, weight_decay : float
+        At first.
+    epochs : int
+        In the whole schedule.
+    epoch : int
+        Done.
+    drops : int
+        Milestones passed.
+    best : float
+        Highest accuracy on validation data, -1 before the first.
+    best_state : dict or None
+        The weights then, if they are to be restored.
+    stale : int
+        Epochs since then.
+    """
+
+    subnet: Subnet
+    optimizer: torch.optim.Optimizer | None
+    scaler: torch.amp.GradScaler
+    lr: float
+    weight_decay: float
+    epochs: int
+    epoch: int = 0
+    drops: int = 0
+    best: float = -1.0
+    best_state: dict[str, Tensor] | None = None
+    stale: int = 0
+    parallel: nn.Module | None = field(default=None, repr=False)
+
+    @property
+    def module(self) -> nn.Module:
+        """What is called: the subnet, or what distributes it."""
+        return self.parallel or self.subnet
+
+    def begin_epoch(self, method: Method) -> None:
+        """Set the learning rate and what decays."""
+        self.subnet.epoch = self.epoch
+        drops = method.optimizer.drops(self.epoch, self.epochs)
+        assert self.optimizer is not None
+        if drops != self.drops and method.optimizer.restart:
+            self.optimizer = method.optimizer.build(self.optimizer_parameters(), self.lr, self.weight_decay)
+        self.drops = drops
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * method.optimizer.gamma**drops
+
+    def optimizer_parameters(self) -> list[Tensor]:
+        return [p for p in self.subnet.parameters() if p.requires_grad]
+
+    def note(self, accuracy: float, keep: bool) -> None:
+        """Remember the accuracy of an epoch, and the weights if it is the best so far and `keep`."""
+        if accuracy > self.best:
+            self.best, self.stale = accuracy, 0
+            if keep:
+                self.best_state = {k: v.detach().clone() for k, v in self.subnet.state_dict().items()}
+        else:
+            self.stale += 1
+
+    def restore_best(self) -> None:
+        if self.best_state is not None:
+            self.subnet.load_state_dict(self.best_state)
+            self.best_state = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "head": self.subnet.head.state_dict(),
+            "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "epoch": self.epoch,
+            "drops": self.drops,
+            "best": self.best,
+            "best_state": self.best_state,
+            "stale": self.stale,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.subnet.head.load_state_dict(state["head"])
+        if state["optimizer"] is None:
+            self.optimizer = None
+        elif self.optimizer is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.epoch, self.drops = state["epoch"], state["drops"]
+        self.best, self.best_state, self.stale = state["best"], state["best_state"], state["stale"]
+
+
+def make_training(
+    chain: Chain, window: Window, state: State, method: Method, *, classes: int, epochs: int, amp: torch.dtype | None
+) -> Training:
+    """A new window: its head sized for what the units make of `state`, and its optimiser.
+
+    The units are left in training mode and want gradients; their running statistics are not touched.
+    """
+    units = chain.units[window[0] : window[1] + 1]
+    for unit in units:
+        unit.eval()
+    with torch.no_grad():
+        for unit in units:
+            state = unit(state)
+    out = main_tensor(state)
+    is_output = chain.has_output and window[1] == len(chain) - 1
+    head = build_head(method.head_of(window[1], is_output), out.float(), classes)
+    for unit in units:
+        unit.unfreeze()
+    subnet = Subnet(chain, window, head, method.regularisation)
+    subnet.train()
+    lr, weight_decay = method.rates(window[0])
+    training = Training(
+        subnet=subnet,
+        optimizer=None,
+        scaler=torch.amp.GradScaler(out.device.type, enabled=amp == torch.float16),
+        lr=lr,
+        weight_decay=weight_decay,
+        epochs=epochs,
+    )
+    training.optimizer = method.optimizer.build(training.optimizer_parameters(), lr, weight_decay)
+    return training
