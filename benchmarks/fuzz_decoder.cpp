@@ -1,10 +1,11 @@
 // The C++ decoder under AddressSanitizer and UndefinedBehaviorSanitizer, on bytes that no header has vouched for.
 //
-//   make fuzz                        builds with $(CXX) and runs 200,000 mutations
+//   make fuzz                        builds with $(CXX) and runs 200,000 mutations of either kind
 //   clang++ -fsanitize=fuzzer ...    with -DPLATONIC_LIBFUZZER: a libFuzzer target
 //
 // An input is taken apart into an alphabet, its code lengths, a number of values and their blocks; inputs of which that
-// cannot be made are skipped. Block sizes are those that payload.py lets through and no others.
+// cannot be made are skipped. Block sizes are those that payload.py lets through and no others. Whole payloads go through
+// decode_payload, half of them with the header's checksum made right again.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -14,6 +15,8 @@
 #include "common/cpu.h"
 #include "weight_compression/code_lengths.h"
 #include "weight_compression/codec.h"
+#include "weight_compression/crc32c.h"
+#include "weight_compression/payload_layout.h"
 
 using namespace platonic;
 
@@ -86,6 +89,55 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
 
 #if !defined(PLATONIC_LIBFUZZER)
 
+struct Payload {
+    Shape shape;
+    DType dtype;
+    int64_t n;
+    int64_t begin;  // of the blocks; the header's checksum lies before it
+    std::vector<uint8_t> bytes;
+};
+
+static Payload seed_payload(unsigned kind) {
+    const int64_t levels = kind % 3 == 0 ? 2 : kind % 3 == 1 ? 200 : 700, n = kind % 2 ? 40 : 9000;
+    std::vector<float> x(n);
+    for (float& value : x) value = static_cast<float>(rand() % 1000) / 1000.0f * (kind % 4 == 3 ? 0.01f : 1.0f);
+    x[0] = 0.0f;
+    x[1] = 1.0f;
+    const Values values{DType::float32, x.data(), n};
+    const Launch on{-1, 1, nullptr};
+    const Shape shape{2, {2, n / 2}};
+    const Scheme scheme{levels, 0.0, 1.0, 0, nullptr, false, {}};
+    const cpu::PayloadPlan plan = cpu::plan_payload(values, shape, scheme, 3.0, nullptr, 0, {}, 1.0, on);
+    if (plan.prefix.empty()) return {};
+    Payload payload{shape, DType::float32, n, 0, std::vector<uint8_t>(plan.room)};
+    payload.bytes.resize(cpu::write_payload(plan, payload.bytes.data(), on));
+    payload.begin = static_cast<int64_t>(plan.prefix.size()) + entry_bytes(false) * block_count(n) + 4;
+    return payload;
+}
+
+static void mutate_payload(const Payload& seed) {
+    std::vector<uint8_t> bytes = seed.bytes;
+    for (int k = rand() % 5; k > 0; --k) {
+        const size_t at = rand() % 2 ? rand() % seed.begin : rand() % bytes.size();
+        bytes[at] = static_cast<uint8_t>(rand() % 3 ? rand() : bytes[at] ^ 1 << rand() % 8);
+    }
+    if (rand() % 8 == 0) {
+        bytes.resize(bytes.size() - rand() % (bytes.size() / 2));
+        if (bytes.size() > 16) put(bytes.data() + 8, static_cast<uint64_t>(bytes.size()));
+    }
+    std::vector<uint8_t> sealed(bytes);  // exactly as long as the data
+    if (rand() % 2 && static_cast<int64_t>(sealed.size()) >= seed.begin)
+        put(sealed.data() + seed.begin - 4, crc32c(0, sealed.data(), seed.begin - 4));
+    for (const char* isa : {"scalar", "avx2", "avx512"}) {
+        limit_isa(isa);
+        std::vector<uint8_t> out(seed.n * item_bytes(seed.dtype));
+        const Target target{seed.dtype, out.data(), rand() % 2 == 0, 1.0};
+        const Launch on{-1, 1, nullptr};
+        cpu::decode_payload(sealed.data(), static_cast<int64_t>(sealed.size()), seed.shape, seed.n, target,
+                            rand() % 2 == 0, on);
+    }
+}
+
 // Valid inputs to start from: symbols of a few shapes of distribution, encoded.
 static std::vector<uint8_t> seed_input(unsigned kind) {
     const int64_t levels = kind > 11       ? 256
@@ -136,7 +188,13 @@ int main(int argc, char** argv) {
     srand(1);
     std::vector<std::vector<uint8_t>> seeds;
     for (unsigned kind = 0; kind < 16; ++kind) seeds.push_back(seed_input(kind));
+    std::vector<Payload> payloads;
+    for (unsigned kind = 0; kind < 12; ++kind) {
+        Payload payload = seed_payload(kind);
+        if (!payload.bytes.empty()) payloads.push_back(payload);
+    }
     for (long i = 0; i < count; ++i) {
+        mutate_payload(payloads[rand() % payloads.size()]);
         std::vector<uint8_t> input = seeds[rand() % seeds.size()];
         if (input.empty()) continue;
         // Mostly small inputs, which are fast and reach the ends of blocks.
@@ -155,7 +213,7 @@ int main(int argc, char** argv) {
         if (rand() % 4 == 0) input.resize(input.size() - rand() % (input.size() / 2));
         LLVMFuzzerTestOneInput(input.data(), input.size());
     }
-    printf("%ld mutations, nothing found\n", count);
+    printf("%ld mutations of either kind, nothing found\n", count);
     return 0;
 }
 
