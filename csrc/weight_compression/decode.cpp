@@ -10,6 +10,7 @@
 #include "weight_compression/blocks.h"
 #include "weight_compression/codec.h"
 #include "weight_compression/crc32c.h"
+#include "weight_compression/fixed_simd.h"
 
 namespace platonic {
 namespace cpu {
@@ -250,25 +251,17 @@ void decode_coded_task(const Decoder& decoder, const Job& job, int64_t first, in
 bool decode_fixed_block(const uint8_t* data, int64_t bytes, int64_t first, int64_t n, int bits, const Dequantization& z,
                         const Target& out) {
     if (bytes != fixed_block_bytes(n, bits)) return false;
-    const uint64_t levels = static_cast<uint64_t>(z.scheme.levels);
-    uint64_t held = 0;
-    int fill = 0;
+    static_assert(chunk % 8 == 0, "chunks begin with a byte");
+    const uint32_t levels = static_cast<uint32_t>(z.scheme.levels);
     uint16_t symbols[chunk];
-    const uint8_t* p = data;
-    uint64_t over = 0;
+    bool right = true;
     for (int64_t i = 0; i < n; i += chunk) {
         const int64_t size = smaller(chunk, n - i);
-        for (int64_t k = 0; k < size; ++k) {
-            for (; fill < bits; fill += 8) held |= static_cast<uint64_t>(*p++) << fill;
-            const uint64_t symbol = held & ((uint64_t{1} << bits) - 1);
-            over |= symbol >= levels;
-            symbols[k] = static_cast<uint16_t>(symbol);
-            held >>= bits;
-            fill -= bits;
-        }
+        right = right && PLATONIC_DISPATCH(unpack_fixed(data + i / 8 * bits, size, bits, symbols)) < levels;
         PLATONIC_DISPATCH(dequantize_chunk(out, z, first + i, size, symbols));
     }
-    return over == 0 && held == 0;
+    const int over = static_cast<int>(n * bits % 8);
+    return right && (over == 0 || data[bytes - 1] >> over == 0);
 }
 
 void decode_fixed_task(const Job& job, int64_t b, int bits, const Dequantization& z, const Target& out) {

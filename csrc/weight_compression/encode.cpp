@@ -10,6 +10,7 @@
 #include "weight_compression/blocks.h"
 #include "weight_compression/codec.h"
 #include "weight_compression/crc32c.h"
+#include "weight_compression/fixed_simd.h"
 
 namespace platonic {
 namespace cpu {
@@ -187,21 +188,13 @@ int64_t encode_fixed(const Values& x, const Quantization& z, int bits, const Esc
     parallel_for(blocks, on.threads, [&](int64_t block) {
         const int64_t n = symbols_of_block(x.n, block);
         uint8_t* const start = out + begin[block];
-        uint8_t* p = start;
-        uint64_t held = 0;
-        int fill = 0;
         uint16_t symbols[chunk];
         for (int64_t i = 0; i < n; i += chunk) {
             const int64_t size = smaller(chunk, n - i);
             PLATONIC_DISPATCH(quantize_chunk(x, z, block * block_symbols + i, size, symbols));
-            for (int64_t k = 0; k < size; ++k) {
-                held |= static_cast<uint64_t>(symbols[k]) << fill;
-                fill += bits;
-                for (; fill >= 8; fill -= 8, held >>= 8) *p++ = static_cast<uint8_t>(held);
-            }
+            PLATONIC_DISPATCH(pack_fixed(symbols, size, bits, start + i / 8 * bits));
         }
-        if (fill > 0) *p++ = static_cast<uint8_t>(held);
-        escapes.write(block, p);
+        escapes.write(block, start + fixed_block_bytes(n, bits));
         const int64_t bytes = begin[block + 1] - begin[block];
         table[block] = {static_cast<uint32_t>(bytes), crc32c(0, start, bytes)};
     });
