@@ -1,17 +1,24 @@
 """Layer-wise training of any module: units with heads and losses of their own, in place of end-to-end backpropagation."""
 
 from layerwise.checkpoint import CheckpointError
+from layerwise.ensembles import HeadEnsemble, make_ensemble
+from layerwise.growth import grow
 from layerwise.heads import ConvHead, HeadOutput, HeadSpec, LinearHead, OwnHead, PredSimHead, TokenHead, build_head
 from layerwise.history import History, format_table
+from layerwise.initialisation import initialise_unit
+from layerwise.isolation import IsolationError, assert_isolated
 from layerwise.local_losses import PredSimLoss, ScoresLoss, make_local_loss, similarity_matrix
+from layerwise.loop import NonFiniteLossError
 from layerwise.memory import MemoryUse, measure_memory
 from layerwise.method import Method, OptimizerSpec, Stopping
 from layerwise.presets import greedy
+from layerwise.pruning import Pruning, PruningError, filter_importance, prune_unit
 from layerwise.regularisers import Regularisation, gradient_dropout, gradient_noise
+from layerwise.ridge_head import RidgeHead
 from layerwise.schedules import Stage, bottom_up, robin, segments, simultaneous
 from layerwise.splitting import split
 from layerwise.tracing import SplitError
-from layerwise.trainer import LayerwiseTrainer, NonFiniteLossError
+from layerwise.trainer import LayerwiseTrainer
 from layerwise.units import Chain, Unit
 from platonic_core import __version__
 
@@ -19,9 +26,11 @@ __all__ = [
     "Chain",
     "CheckpointError",
     "ConvHead",
+    "HeadEnsemble",
     "HeadOutput",
     "HeadSpec",
     "History",
+    "IsolationError",
     "LayerwiseTrainer",
     "LinearHead",
     "MemoryUse",
@@ -31,7 +40,10 @@ __all__ = [
     "OwnHead",
     "PredSimHead",
     "PredSimLoss",
+    "Pruning",
+    "PruningError",
     "Regularisation",
+    "RidgeHead",
     "ScoresLoss",
     "SplitError",
     "Stage",
@@ -39,14 +51,20 @@ __all__ = [
     "TokenHead",
     "Unit",
     "__version__",
+    "assert_isolated",
     "bottom_up",
     "build_head",
+    "filter_importance",
     "format_table",
     "gradient_dropout",
     "gradient_noise",
     "greedy",
+    "grow",
+    "initialise_unit",
+    "make_ensemble",
     "make_local_loss",
     "measure_memory",
+    "prune_unit",
     "robin",
     "segments",
     "similarity_matrix",

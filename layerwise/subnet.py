@@ -83,6 +83,30 @@ class Training:
         """What is called: the subnet, or what distributes it."""
         return self.parallel or self.subnet
 
+    @property
+    def current_lr(self) -> float:
+        assert self.optimizer is not None
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def wake(self) -> None:
+        """Units and head in training mode and wanting gradients."""
+        for unit in self.subnet.units:
+            unit.unfreeze()  # type: ignore[operator]
+        self.subnet.train()
+
+    def sleep(self) -> None:
+        """Units frozen, everything in eval mode, no gradients kept."""
+        for unit in self.subnet.units:
+            unit.freeze()  # type: ignore[operator]
+        self.subnet.eval()
+        for p in self.subnet.head.parameters():
+            p.grad = None
+
+    def end(self) -> None:
+        """Forget what only further training would need."""
+        self.optimizer = None
+        self.parallel = None
+
     def begin_epoch(self, method: Method) -> None:
         """Set the learning rate and what decays."""
         self.subnet.epoch = self.epoch
@@ -127,7 +151,8 @@ class Training:
         self.subnet.head.load_state_dict(state["head"])
         if state["optimizer"] is None:
             self.optimizer = None
-        elif self.optimizer is not None:
+        else:
+            assert self.optimizer is not None
             self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.drops = state["epoch"], state["drops"]
@@ -144,7 +169,8 @@ def make_training(
     units = chain.units[window[0] : window[1] + 1]
     for unit in units:
         unit.eval()
-    with torch.no_grad():
+    device = main_tensor(state).device.type
+    with torch.no_grad(), torch.autocast(device, amp, enabled=amp is not None):
         for unit in units:
             state = unit(state)
     out = main_tensor(state)

@@ -6,7 +6,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +17,19 @@ from layerwise.checkpoint import CheckpointError, load_checkpoint, rng_state, sa
 from layerwise.feednet import Batch, Feednet, read_batch
 from layerwise.heads import scores_of
 from layerwise.history import History
+from layerwise.initialisation import initialise_unit
 from layerwise.local_losses import make_local_loss
+from layerwise.loop import Counts, Loop, NonFiniteLossError
 from layerwise.method import Method
+from layerwise.pruning import filter_importance, prune_unit
 from layerwise.schedules import Stage, Window, check_schedule
 from layerwise.splitting import Spec, split
 from layerwise.subnet import Training, make_training
-from layerwise.units import Chain, detach_state, main_tensor
+from layerwise.units import Chain, State, Unit, main_tensor
 
-__all__ = ["LayerwiseTrainer", "NonFiniteLossError"]
+__all__ = ["LayerwiseTrainer"]
 
-_LOOK_EVERY = 50  # steps between two looks at the loss on a device that works ahead
-
-
-class NonFiniteLossError(RuntimeError):
-    """A loss that is infinite or not a number."""
+_INIT_SAMPLES = 10_000  # from which closed-form weights are found
 
 
 class LayerwiseTrainer:
@@ -74,8 +72,10 @@ class LayerwiseTrainer:
         A row per window and epoch.
     trainings : dict
         Windows to :class:`~layerwise.subnet.Training`: heads, optimisers, best accuracies.
-    output_window : tuple of int
-        The window whose head predicts: the one that reaches highest, or the best if the method ends chains early.
+    pruned : dict
+        Units to the channels that pruning has left them.
+    stopped : bool
+        Whether the method has ended the chain early.
     """
 
     def __init__(
@@ -103,16 +103,13 @@ class LayerwiseTrainer:
         self.chain = model if isinstance(model, Chain) else split(model, spec)
         self.method = method
         self.classes = classes
-        self.amp = amp
-        self.accumulate = accumulate
-        self.clip_norm = clip_norm
         self.distributed = distributed
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
         self.callbacks = list(callbacks)
         self.progress = sys.stderr.isatty() if progress is None else progress
         self.device = next(self.chain.parameters()).device
-        self.loss = make_local_loss(method.loss, **method.loss_options)
         self.feednet = Feednet(self.chain, self.device, amp)
+        self.loop = Loop(self.feednet, make_local_loss(method.loss, **method.loss_options), accumulate, clip_norm)
         self.cache = cache
         self.stages = method.stages(len(self.chain))
         check_schedule(self.stages, len(self.chain))
@@ -120,16 +117,16 @@ class LayerwiseTrainer:
             raise ValueError("the schedule feeds from a cache; give one: cache=FeatureCache(...)")
         self.history = History()
         self.trainings: dict[Window, Training] = {}
-        self.averagers: dict[Window, Any] = {}
+        self.pruned: dict[int, list[int]] = {}
+        self.stopped = False
         self._stage = 0  # in training, or next
         self._epoch = 0  # of that stage, next
-        self._stopped = False
         self._example: Any = None
 
     # ---- training ----
 
     def fit(self, loader: Iterable[Any], validation: Iterable[Any] | None = None, *, resume: bool = False) -> History:
-        """Train through the schedule.
+        """Train through the schedule, or through what of it is left.
 
         Parameters
         ----------
@@ -165,25 +162,32 @@ class LayerwiseTrainer:
         if resume and self.checkpoint is not None and self.checkpoint.exists():
             self._load(loader)
         try:
-            while self._stage < len(self.stages) and not self._stopped:
+            while self._stage < len(self.stages) and not self.stopped:
                 self._run_stage(self.stages[self._stage], loader, validation)
                 self._stage, self._epoch = self._stage + 1, 0
                 self._save(loader)
+        except NonFiniteLossError as error:
+            if self.checkpoint is not None and self.checkpoint.exists():
+                raise NonFiniteLossError(f"{error}. {self.checkpoint} holds the end of the epoch before") from None
+            raise
         finally:
             for unit in self.chain:
                 unit.unfreeze()
                 unit.eval()
         return self.history
 
+    def append(self, unit: Unit, epochs: int) -> None:
+        """Put a unit on top of the chain, to be trained by itself for some epochs by the next :meth:`fit`."""
+        self.chain = Chain([*self.chain.units, unit], self.chain.model, has_output=False)
+        self.feednet.chain = self.chain
+        top = len(self.chain) - 1
+        self.stages.append(Stage(((top, top),), epochs))
+
     def _run_stage(self, stage: Stage, loader: Iterable[Any], validation: Iterable[Any] | None) -> None:
         trainings = [self._enter(window, loader) for window in stage.windows]
+        label = f"stage {self._stage + 1}/{len(self.stages)}, unit {stage.windows[0][0]}"
         bar = tqdm(
-            total=stage.epochs,
-            initial=self._epoch,
-            desc=self._label(stage),
-            unit="epoch",
-            disable=not self.progress,
-            leave=False,
+            total=stage.epochs, initial=self._epoch, desc=label, unit="epoch", disable=not self.progress, leave=False
         )
         with bar:
             while self._epoch < stage.epochs:
@@ -200,99 +204,26 @@ class LayerwiseTrainer:
                 if self._epoch < stage.epochs:
                     self._save(loader)
         for window in stage.windows:
-            self._leave(window, stage, loader, validation)
-
-    def _enter(self, window: Window, loader: Iterable[Any]) -> Training:
-        """The window's training, made or taken up again."""
-        training = self.trainings.get(window)
-        if training is None:
-            if self._example is None:
-                self._example = self._take_example(loader)
-            state = self.feednet.advance(self._example, 0, window[0])
-            epochs = sum(stage.epochs for stage in self.stages if window in stage.windows)
-            training = make_training(
-                self.chain, window, state, self.method, classes=self.classes, epochs=epochs, amp=self.amp
-            )
-            self.trainings[window] = training
-        for unit in training.subnet.units:
-            unit.unfreeze()  # type: ignore[operator]
-        training.subnet.train()
-        for p in training.subnet.head.parameters():
-            p.requires_grad_(True)
-        if self.distributed == "ddp" and training.parallel is None:
-            training.parallel = nn.parallel.DistributedDataParallel(training.subnet)
-        elif callable(self.distributed) and window not in self.averagers:
-            self.averagers[window] = self.distributed(training.subnet)
-        return training
-
-    def _take_example(self, loader: Iterable[Any]) -> Any:
-        """A first input, from which sizes are known; the generators are put back."""
-        generators = _generators(loader)
-        before = rng_state(*generators)
-        for batch in loader:
-            example = read_batch(batch, self.device)[0]
-            set_rng_state(before, *generators)
-            self.chain.check(example)
-            return example
-        raise ValueError("loader: expected at least one batch, got none")
-
-    def _leave(self, window: Window, stage: Stage, loader: Iterable[Any], validation: Iterable[Any] | None) -> None:
-        """Freeze a window; if it does not come up again, give its best weights back and forget its optimiser."""
-        training = self.trainings[window]
-        over = not any(window in later.windows for later in self.stages[self._stage + 1 :])
-        if over:
-            training.restore_best()
-            training.optimizer = None
-            training.parallel = None
-            self.averagers.pop(window, None)
-        for unit in training.subnet.units:
-            unit.freeze()  # type: ignore[operator]
-        training.subnet.eval()
-        for p in training.subnet.head.parameters():
-            p.grad = None
-        if over:
-            self._stopped = self._chain_is_done()
-
-    def _chain_is_done(self) -> bool:
-        patience = self.method.stopping.chain_patience
-        if patience is None:
-            return False
-        best, since = -1.0, 0
-        for training in self.trainings.values():  # in the order of training
-            if training.best > best + self.method.stopping.min_gain:
-                best, since = training.best, 0
-            else:
-                since += 1
-        return since >= patience
-
-    # ---- one epoch ----
+            self._leave(window, loader)
 
     def _run_epoch(
         self, stage: Stage, trainings: list[Training], loader: Iterable[Any], validation: Iterable[Any] | None
     ) -> list[dict[str, Any]]:
         start = time.perf_counter()
         for training in trainings:
+            training.wake()
             training.begin_epoch(self.method)
-        counts = [_Counts(self.device) for _ in trainings]
         seen = [0, 0]  # samples that came, samples that passed the filter
-        for step, (state, target) in enumerate(self._stream(stage, loader, trainings[0].epoch, seen)):
-            self._step(stage, trainings, state, target, step, counts)
-            if self.device.type == "cpu" or step % _LOOK_EVERY == 0:
-                self._look(trainings, counts, step)
-        if counts[0].samples == 0:
-            raise ValueError(
-                "loader: the epoch had no samples; a loader that can be read only once needs to be made anew"
-            )
-        self._look(trainings, counts, -1)
-        self._finish_accumulation(trainings)
+        counts = self.loop.train(self._stream(stage, loader, trainings[0].epoch, seen), trainings)
         for training in trainings:
             training.epoch += 1
-        accuracies = [None] * len(trainings) if validation is None else self._validate(stage, trainings, validation)
+        accuracies: list[Any] = [None] * len(trainings)
+        if validation is not None:
+            accuracies = self.loop.validate(trainings, validation, self.distributed is not None)
         rows = []
         for training, count, accuracy in zip(trainings, counts, accuracies, strict=True):
             if accuracy is not None:
                 training.note(accuracy, self.method.stopping.restore_best)
-            assert training.optimizer is not None
             rows.append(
                 {
                     "stage": self._stage,
@@ -300,16 +231,14 @@ class LayerwiseTrainer:
                     "first": training.subnet.window[0],
                     "last": training.subnet.window[1],
                     "epoch": training.epoch,
-                    "lr": training.optimizer.param_groups[0]["lr"],
-                    "loss": count.loss.item() / count.samples,
-                    "train_accuracy": count.correct.item() / count.samples,
+                    "lr": training.current_lr,
+                    "loss": count.mean_loss(),
+                    "train_accuracy": count.accuracy(),
                     "validation_accuracy": accuracy,
                     "seen": seen[1] / seen[0],
-                    "seconds": 0.0,
+                    "seconds": time.perf_counter() - start,
                 }
             )
-        for row in rows:
-            row["seconds"] = time.perf_counter() - start
         return rows
 
     def _stream(self, stage: Stage, loader: Iterable[Any], epoch: int, seen: list[int]) -> Iterator[Batch]:
@@ -323,88 +252,127 @@ class LayerwiseTrainer:
             stream = self.method.filtering.apply(stream, epoch)
         return _counted(stream, seen, 1)
 
-    def _step(
-        self, stage: Stage, trainings: list[Training], state: Any, target: Tensor, step: int, counts: list[_Counts]
-    ) -> None:
-        """One batch through the stage's windows, from the bottom up."""
-        at = stage.windows[0][0]
-        update = (step + 1) % self.accumulate == 0
-        for training, count in zip(trainings, counts, strict=True):
-            first, last = training.subnet.window
-            state = self.feednet.advance(state, at, first)
-            whole = update or training.parallel is None
-            with nullcontext() if whole else training.parallel.no_sync():  # type: ignore[union-attr, operator]
-                with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
-                    output, following = training.module(state)
-                    loss = self.loss(output, target)
-                training.scaler.scale(loss / self.accumulate).backward()
-            if update:
-                self._update(training)
-            observe = getattr(training.subnet.head, "observe", None)
-            if observe is not None:
-                observe(target)
-            count.add(loss.detach(), scores_of(output).detach(), target)
-            state, at = detach_state(following), last + 1
+    # ---- windows ----
 
-    def _update(self, training: Training) -> None:
-        assert training.optimizer is not None
-        if self.clip_norm is not None:
-            training.scaler.unscale_(training.optimizer)
-            nn.utils.clip_grad_norm_(training.optimizer_parameters(), self.clip_norm)
-        training.scaler.step(training.optimizer)
-        training.scaler.update()
-        training.optimizer.zero_grad(set_to_none=True)
-        averager = self.averagers.get(training.subnet.window)
-        if averager is not None:
-            averager.average_parameters(training.subnet.parameters())
+    def make_training(self, window: Window, state: State) -> Training:
+        """A new training of a window whose units get inputs like `state` at the chain's beginning."""
+        epochs = sum(stage.epochs for stage in self.stages if window in stage.windows)
+        state = self.feednet.advance(state, 0, window[0])
+        return make_training(
+            self.chain, window, state, self.method, classes=self.classes, epochs=epochs, amp=self.feednet.amp
+        )
 
-    def _finish_accumulation(self, trainings: list[Training]) -> None:
-        """A last step of fewer batches than :attr:`accumulate`."""
-        if self.accumulate > 1:
-            for training in trainings:
-                if any(p.grad is not None for p in training.optimizer_parameters()):
-                    self._update(training)
+    def _enter(self, window: Window, loader: Iterable[Any], *, initialise: bool = True) -> Training:
+        """The window's training, made or taken up again."""
+        training = self.trainings.get(window)
+        if training is None:
+            if self._example is None:
+                self._example = self._take_example(loader)
+            if self.method.platonic_init and initialise:
+                self._initialise(window, loader)
+            training = self.trainings[window] = self.make_training(window, self._example)
+        if self.distributed == "ddp" and training.parallel is None:
+            training.parallel = nn.parallel.DistributedDataParallel(training.subnet)
+        elif callable(self.distributed) and window not in self.loop.averagers:
+            self.loop.averagers[window] = self.distributed(training.subnet)
+        return training
 
-    def _look(self, trainings: list[Training], counts: list[_Counts], step: int) -> None:
-        for training, count in zip(trainings, counts, strict=True):
-            if not torch.isfinite(count.loss):
-                first, last = training.subnet.window
-                where = "the epoch's last steps" if step < 0 else f"step {step}"
-                saved = (
-                    f"; {self.checkpoint} holds the epoch before"
-                    if self.checkpoint and self.checkpoint.exists()
-                    else ""
+    def _take_example(self, loader: Iterable[Any]) -> Any:
+        """A first input, from which sizes are known; the generators are put back."""
+        for state, target in self._look_ahead(loader, 0):
+            self.chain.check(state)
+            if not target.is_floating_point() and target.numel() > 0 and not 0 <= int(target.max()) < self.classes:
+                raise ValueError(
+                    f"labels: expected 0 to {self.classes - 1}, as classes={self.classes}, got {int(target.max())}"
                 )
-                raise NonFiniteLossError(
-                    f"units {first} to {last} ({self.chain[first].name}): the loss is not finite at {where} of epoch "
-                    f"{training.epoch}; a smaller lr or clip_norm may help{saved}"
-                )
+            return state
+        raise ValueError("loader: expected at least one batch, got none")
 
-    # ---- looking ----
+    def _look_ahead(self, loader: Iterable[Any], boundary: int) -> Iterator[Batch]:
+        """Batches at a boundary; afterwards the generators are where they were."""
+        generators = _generators(loader)
+        before = rng_state(*generators)
+        try:
+            yield from self.feednet.stream(loader, boundary)
+        finally:
+            set_rng_state(before, *generators)
 
-    @torch.no_grad()
-    def _validate(self, stage: Stage, trainings: list[Training], loader: Iterable[Any]) -> list[float]:
-        """Accuracies of the stage's heads on data, in eval mode."""
-        counts = [_Counts(self.device) for _ in trainings]
-        for training in trainings:
-            training.subnet.eval()
-        for batch in loader:
-            state, target = read_batch(batch, self.device)
-            at = 0
-            for training, count in zip(trainings, counts, strict=True):
-                state = self.feednet.advance(state, at, training.subnet.window[0])
-                with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
-                    output, state = training.subnet(state)
-                count.add(torch.zeros((), device=self.device), scores_of(output), target)
-                at = training.subnet.window[1] + 1
-        for training in trainings:
-            training.subnet.train()
-        if counts[0].samples == 0:
-            raise ValueError("validation: expected at least one batch, got none")
-        return [count.accuracy(self.distributed is not None) for count in counts]
+    def _initialise(self, window: Window, loader: Iterable[Any]) -> None:
+        features, labels, samples = [], [], 0
+        for state, target in self._look_ahead(loader, window[0]):
+            features.append(main_tensor(state))
+            labels.append(target)
+            samples += len(target)
+            if samples >= _INIT_SAMPLES:
+                break
+        state, target = torch.cat(features), torch.cat(labels)
+        for i in range(window[0], window[1] + 1):
+            last_layer = self.chain.has_output and i == len(self.chain) - 1
+            if not last_layer:
+                initialise_unit(self.chain[i], state, target)
+                state = main_tensor(self.feednet.advance(state, i, i + 1))
+
+    def _leave(self, window: Window, loader: Iterable[Any]) -> None:
+        """Freeze a window; if it does not come up again, give its best weights back and forget its optimiser."""
+        training = self.trainings[window]
+        over = not any(window in later.windows for later in self.stages[self._stage + 1 :])
+        if over:
+            training.restore_best()
+            if self.method.pruning is not None and not (self.chain.has_output and window[1] == len(self.chain) - 1):
+                self._prune(training, loader)
+            training.end()
+            self.loop.averagers.pop(window, None)
+        training.sleep()
+        if over:
+            self.stopped = self._chain_is_done()
+
+    def _prune(self, training: Training, loader: Iterable[Any]) -> None:
+        """Remove filters of the window's last unit, then tune its head to the rest."""
+        pruning = self.method.pruning
+        assert pruning is not None
+        first, last = training.subnet.window
+        training.subnet.eval()
+        batches = (batch for _, batch in zip(range(pruning.batches), self._look_ahead(loader, first), strict=False))
+        importance = filter_importance(training.subnet, self.chain[last], self.loop.loss, batches)
+        training.subnet.zero_grad(set_to_none=True)
+        keep = importance.topk(pruning.count(len(importance))).indices.sort().values
+        self._narrow(last, keep, [training.subnet.head])
+        for unit in training.subnet.units:
+            unit.freeze()  # type: ignore[operator]
+        training.subnet.units.eval()
+        parameters = list(training.subnet.head.parameters())
+        if not parameters:
+            return
+        training.optimizer = self.method.optimizer.build(parameters, training.lr, training.weight_decay)
+        training.subnet.head.train()
+        for _ in range(pruning.epochs):
+            self.loop.train(self.feednet.stream(loader, first), [training])
+
+    def _narrow(self, unit: int, keep: Tensor, heads: list[nn.Module]) -> None:
+        state = self.feednet.advance(self._example, 0, unit)
+        following = [self.chain[unit + 1]] if unit + 1 < len(self.chain) else []
+        prune_unit(self.chain[unit], [*following, *heads], state, keep)
+        for changed in (self.chain[unit], *following):
+            changed.renew()
+        self.pruned[unit] = keep.tolist()
+
+    def _chain_is_done(self) -> bool:
+        patience = self.method.stopping.chain_patience
+        if patience is None:
+            return False
+        best, since = -1.0, 0
+        for training in self.trainings.values():  # in the order of training
+            if training.best > best + self.method.stopping.min_gain:
+                best, since = training.best, 0
+            else:
+                since += 1
+        return since >= patience
+
+    # ---- results ----
 
     @property
     def output_window(self) -> Window:
+        """The window whose head predicts: the one that reaches highest, or the best if the method ends chains early."""
         if not self.trainings:
             raise RuntimeError("nothing has been trained yet; call fit")
         if self.method.stopping.chain_patience is not None:
@@ -415,89 +383,75 @@ class LayerwiseTrainer:
         """The window whose head predicts from the output of `unit`; None means :attr:`output_window`."""
         if unit is None:
             return self.output_window
-        unit = range(len(self.chain))[unit]
+        if not -len(self.chain) <= unit < len(self.chain):
+            raise ValueError(f"unit {unit} of a chain of {len(self.chain)}")
+        unit %= len(self.chain)
         for window in reversed(self.trainings):
             if window[1] == unit:
                 return window
         raise ValueError(f"no head was trained on unit {unit}; there are {sorted(w[1] for w in self.trainings)}")
 
-    @torch.no_grad()
-    def scores(self, inputs: Any, unit: int | None = None) -> Tensor:
-        """Class scores (B, classes) of a batch, by the head on `unit`, in eval mode."""
-        window = self.window_of(unit)
-        self.chain.eval()
-        head = self.trainings[window].subnet.head.eval()
-        with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
-            state = self.chain.run(inputs, 0, window[1] + 1)
-            return scores_of(head(main_tensor(state)))
-
-    def evaluate(self, loader: Iterable[Any], unit: int | None = None) -> float:
-        """Share of the samples that the head on `unit` gets right."""
-        count = _Counts(self.device)
-        for batch in loader:
-            inputs, target = read_batch(batch, self.device)
-            count.add(torch.zeros((), device=self.device), self.scores(inputs, unit), target)
-        return count.accuracy(self.distributed is not None)
-
     def export(self, unit: int | None = None) -> nn.Module:
         """The units up to `unit` and its head as one module, in eval mode; None means :attr:`output_window`."""
         window = self.window_of(unit)
-        return Exported(self.chain, window[1] + 1, self.trainings[window].subnet.head).eval()
+        return _Exported(self.chain, window[1] + 1, self.trainings[window].subnet.head).eval()
 
-    def _label(self, stage: Stage) -> str:
-        first, last = stage.windows[0][0], stage.windows[-1][1]
-        return f"stage {self._stage + 1}/{len(self.stages)}, " + (
-            f"unit {first}" if first == last else f"units {first}-{last}"
-        )
+    @torch.no_grad()
+    def evaluate(self, loader: Iterable[Any], unit: int | None = None) -> float:
+        """Share of the samples that the head on `unit` gets right, in eval mode."""
+        network = self.export(unit)
+        count = Counts(self.device)
+        for batch in loader:
+            inputs, target = read_batch(batch, self.device)
+            with self.loop.autocast():
+                count.add(network(inputs), target)
+        return count.accuracy(self.distributed is not None)
 
     # ---- checkpoints ----
+
+    def _identity(self) -> dict[str, Any]:
+        return {"method": self.method.name, "units": self.chain.names, "stages": len(self.stages)}
 
     def _save(self, loader: Iterable[Any]) -> None:
         if self.checkpoint is None:
             return
-        save_checkpoint(
-            self.checkpoint,
-            {
-                "method": self.method.name,
-                "units": self.chain.names,
-                "stages": len(self.stages),
-                "stage": self._stage,
-                "epoch": self._epoch,
-                "stopped": self._stopped,
-                "model": self.chain.state_dict(),
-                "trainings": [[list(window), t.state_dict()] for window, t in self.trainings.items()],
-                "history": self.history.rows,
-                "rng": rng_state(*_generators(loader)),
-                "cache": None if self.cache is None else self.cache.state_dict(),
-            },
-        )
+        state = {
+            **self._identity(),
+            "stage": self._stage,
+            "epoch": self._epoch,
+            "stopped": self.stopped,
+            "pruned": self.pruned,
+            "model": self.chain.state_dict(),
+            "trainings": [[list(window), t.state_dict()] for window, t in self.trainings.items()],
+            "history": self.history.rows,
+            "rng": rng_state(*_generators(loader)),
+            "cache": None if self.cache is None else self.cache.state_dict(),
+        }
+        save_checkpoint(self.checkpoint, state)
 
     def _load(self, loader: Iterable[Any]) -> None:
         assert self.checkpoint is not None
         state = load_checkpoint(self.checkpoint, self.device)
-        own = {"method": self.method.name, "units": self.chain.names, "stages": len(self.stages)}
-        for key, value in own.items():
+        for key, value in self._identity().items():
             if state[key] != value:
                 raise CheckpointError(f"{self.checkpoint}: of another run: {key} {state[key]!r}, here {value!r}")
+        self._example = self._take_example(loader)
         self.trainings.clear()
-        for window, kept in state["trainings"]:
-            training = self._enter((window[0], window[1]), loader)
-            if kept["optimizer"] is None:
-                training.optimizer = None
+        for (first, last), kept in state["trainings"]:
+            training = self._enter((first, last), loader, initialise=False)
+            if last in state["pruned"]:
+                self._narrow(last, torch.tensor(state["pruned"][last], device=self.device), [training.subnet.head])
             training.load_state_dict(kept)
-            for unit in training.subnet.units:
-                unit.freeze()  # type: ignore[operator]
+            training.sleep()
         self.chain.load_state_dict(state["model"])
         self.history = History(state["history"])
-        self._stage, self._epoch, self._stopped = state["stage"], state["epoch"], state["stopped"]
+        self._stage, self._epoch, self.stopped = state["stage"], state["epoch"], state["stopped"]
         if self.cache is not None and state["cache"] is not None:
             self.cache.load_state_dict(state["cache"])
         set_rng_state(state["rng"], *_generators(loader))
 
 
-class Exported(nn.Module):
-    """Units and a head as one module."""
-
+class _Exported(nn.Module):
     def __init__(self, chain: Chain, stop: int, head: nn.Module) -> None:
         super().__init__()
         self.units = nn.ModuleList(chain.units[:stop])
@@ -507,28 +461,6 @@ class Exported(nn.Module):
         for unit in self.units:
             state = unit(state)
         return scores_of(self.head(main_tensor(state)))
-
-
-class _Counts:
-    """Sums over an epoch, on the device, so that no step waits for them."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.loss = torch.zeros((), dtype=torch.float64, device=device)
-        self.correct = torch.zeros((), dtype=torch.int64, device=device)
-        self.samples = 0
-
-    def add(self, loss: Tensor, scores: Tensor, target: Tensor) -> None:
-        self.loss += loss.double() * target.shape[0]
-        self.correct += (scores.argmax(1) == target).sum()
-        self.samples += target.shape[0]
-
-    def accuracy(self, everywhere: bool) -> float:
-        """Share of right answers, of all processes if `everywhere`."""
-        if not everywhere:
-            return self.correct.item() / self.samples
-        both = torch.stack([self.correct, torch.tensor(self.samples, device=self.correct.device)])
-        torch.distributed.all_reduce(both)
-        return (both[0] / both[1]).item()
 
 
 def _counted(stream: Iterator[Batch], seen: list[int], slot: int) -> Iterator[Batch]:

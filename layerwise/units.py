@@ -126,6 +126,13 @@ class Unit(nn.Module):
             self.frozen = False
         self.train()
 
+    def renew(self) -> None:
+        """Take note of parameters that have been replaced."""
+        if self.frozen:
+            for p in self.parameters():
+                p.grad = None
+            self._trainable = tuple(self.parameters())
+
     def guard(self) -> None:
         """Put a frozen unit back into eval mode, whoever called ``train()`` on it or on the model."""
         if self.training or any(module.training for module in self._flat):

@@ -1,0 +1,94 @@
+"""All heads of a chain as one classifier (Belilovsky et al., section 4: Z = sum over j of 2^j z_j)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from layerwise.heads import scores_of
+from layerwise.units import main_tensor
+
+if TYPE_CHECKING:
+    from layerwise.trainer import LayerwiseTrainer
+
+__all__ = ["HeadEnsemble", "make_ensemble"]
+
+
+class HeadEnsemble(nn.Module):
+    """Weighted mean of what the heads along a chain say.
+
+    Parameters
+    ----------
+    units : sequence of Module
+        In order.
+    heads : sequence of (int, Module)
+        Heads with the unit, counted from 0, that each sits on; ascending.
+    weights : sequence of float, optional
+        One per head; None means 1, 2, 4, ..., so that each head outweighs all before it.
+    over : {"logits", "probabilities"}, default="logits"
+        What is averaged: scores (the public code on CIFAR-10) or their softmax (ImageNet).
+
+    Raises
+    ------
+    ValueError
+        If the numbers of heads and weights differ, or `over` is something else.
+    """
+
+    weights: Tensor
+
+    def __init__(
+        self,
+        units: Sequence[nn.Module],
+        heads: Sequence[tuple[int, nn.Module]],
+        *,
+        weights: Sequence[float] | None = None,
+        over: str = "logits",
+    ) -> None:
+        super().__init__()
+        if over not in ("logits", "probabilities"):
+            raise ValueError(f"over: expected 'logits' or 'probabilities', got {over!r}")
+        if not heads:
+            raise ValueError("expected at least one head")
+        raw = torch.tensor(
+            [2.0**j for j in range(len(heads))] if weights is None else list(weights), dtype=torch.float64
+        )
+        if len(raw) != len(heads):
+            raise ValueError(f"weights: expected {len(heads)}, one per head, got {len(raw)}")
+        if not bool((raw >= 0).all()) or float(raw.sum()) <= 0:
+            raise ValueError("weights: expected numbers of at least 0, not all 0")
+        self.over = over
+        self.places = [unit for unit, _ in heads]
+        self.units = nn.ModuleList(units[: self.places[-1] + 1])
+        self.heads = nn.ModuleList(head for _, head in heads)
+        self.register_buffer("weights", (raw / raw.sum()).float())
+
+    def forward(self, state: Any) -> Tensor:
+        """(B, classes): mean scores, or mean probabilities."""
+        total: Tensor | None = None
+        following = iter(zip(self.places, self.heads, self.weights, strict=True))
+        place, head, weight = next(following)
+        for i, unit in enumerate(self.units):
+            state = unit(state)
+            while i == place:
+                scores = scores_of(head(main_tensor(state)))
+                part = weight * (scores.softmax(1) if self.over == "probabilities" else scores)
+                total = part if total is None else total + part
+                place, head, weight = next(following, (-1, head, weight))
+        assert total is not None
+        return total
+
+
+def make_ensemble(
+    trainer: LayerwiseTrainer,
+    *,
+    units: Sequence[int] | None = None,
+    weights: Sequence[float] | None = None,
+    over: str = "logits",
+) -> HeadEnsemble:
+    """The ensemble of a trainer's heads, in eval mode; of those on `units`, or of all."""
+    places = sorted({window[1] for window in trainer.trainings}) if units is None else list(units)
+    heads = [(place, trainer.trainings[trainer.window_of(place)].subnet.head) for place in places]
+    return HeadEnsemble(trainer.chain.units, heads, weights=weights, over=over).eval()
