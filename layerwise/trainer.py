@@ -58,7 +58,8 @@ class LayerwiseTrainer:
     cache : FeatureCache, optional
         Where stages with the feed "cached" keep what frozen units gave.
     checkpoint : path, optional
-        A file, written after every epoch, from which ``fit(resume=True)`` goes on as if nothing had happened.
+        A file, written after every epoch, from which ``fit(resume=True)`` goes on as if nothing had happened. With several
+        processes each has its own, with its rank in the name.
     callbacks : sequence of callable
         Called with the trainer and the new rows of the history after every epoch. One that returns True ends the stage.
     progress : bool, optional
@@ -104,7 +105,7 @@ class LayerwiseTrainer:
         self.method = method
         self.classes = classes
         self.distributed = distributed
-        self.checkpoint = None if checkpoint is None else Path(checkpoint)
+        self.checkpoint = None if checkpoint is None else _own_path(Path(checkpoint), distributed is not None)
         self.callbacks = list(callbacks)
         self.progress = sys.stderr.isatty() if progress is None else progress
         self.device = next(self.chain.parameters()).device
@@ -274,6 +275,8 @@ class LayerwiseTrainer:
         if self.distributed == "ddp" and training.parallel is None:
             training.parallel = nn.parallel.DistributedDataParallel(training.subnet)
         elif callable(self.distributed) and window not in self.loop.averagers:
+            for tensor in training.subnet.state_dict().values():
+                torch.distributed.broadcast(tensor, 0)
             self.loop.averagers[window] = self.distributed(training.subnet)
         return training
 
@@ -321,7 +324,8 @@ class LayerwiseTrainer:
             if self.method.pruning is not None and not (self.chain.has_output and window[1] == len(self.chain) - 1):
                 self._prune(training, loader)
             training.end()
-            self.loop.averagers.pop(window, None)
+            if self.loop.averagers.pop(window, None) is not None:
+                _agree(training.subnet)
         training.sleep()
         if over:
             self.stopped = self._chain_is_done()
@@ -423,6 +427,11 @@ class LayerwiseTrainer:
             "pruned": self.pruned,
             "model": self.chain.state_dict(),
             "trainings": [[list(window), t.state_dict()] for window, t in self.trainings.items()],
+            "averagers": [
+                [list(window), averager.state_dict()]
+                for window, averager in self.loop.averagers.items()
+                if hasattr(averager, "state_dict")
+            ],
             "history": self.history.rows,
             "rng": rng_state(*_generators(loader)),
             "cache": None if self.cache is None else self.cache.state_dict(),
@@ -444,6 +453,8 @@ class LayerwiseTrainer:
             training.load_state_dict(kept)
             training.sleep()
         self.chain.load_state_dict(state["model"])
+        for (first, last), kept in state["averagers"]:
+            self.loop.averagers[first, last].load_state_dict(kept)
         self.history = History(state["history"])
         self._stage, self._epoch, self.stopped = state["stage"], state["epoch"], state["stopped"]
         if self.cache is not None and state["cache"] is not None:
@@ -461,6 +472,23 @@ class _Exported(nn.Module):
         for unit in self.units:
             state = unit(state)
         return scores_of(self.head(main_tensor(state)))
+
+
+@torch.no_grad()
+def _agree(module: nn.Module) -> None:
+    """Give all processes the mean of their weights, exactly: averagers may have left steps since the last one."""
+    for tensor in module.state_dict().values():
+        if tensor.is_floating_point():
+            torch.distributed.all_reduce(tensor)
+            tensor.div_(torch.distributed.get_world_size())
+        else:
+            torch.distributed.broadcast(tensor, 0)
+
+
+def _own_path(path: Path, distributed: bool) -> Path:
+    if distributed and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        return path.with_name(f"{path.stem}.rank{torch.distributed.get_rank()}{path.suffix}")
+    return path
 
 
 def _counted(stream: Iterator[Batch], seen: list[int], slot: int) -> Iterator[Batch]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -271,9 +272,7 @@ def test_segments_cover_the_chain(units, size, overlap):
         return
     windows = [s.windows[0] for s in lw.segments(units, 1, size=size, overlap=overlap)]
     assert {i for a, b in windows for i in range(a, b + 1)} == set(range(units))
-    assert windows[-1][1] == units - 1 and all(
-        b[0] - a[0] == size - overlap for a, b in zip(windows, windows[1:], strict=False)
-    )
+    assert windows[-1][1] == units - 1 and all(b[0] - a[0] == size - overlap for a, b in pairwise(windows))
 
 
 @given(units=st.integers(1, 9), rounds=st.integers(1, 5), seed=st.integers(0, 99))
