@@ -10,6 +10,7 @@ PYTHON_SOURCES := platonic_core platonic weight_compression gradamp python_tests
 
 demo: $(VENV)/.plot
 	$(BIN)/python examples/digits.py --plot demo.png
+	$(BIN)/python examples/layerwise_digits.py
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 examples/compressed_ddp.py --sync fp32 coded averaging --epochs 5
 
 test: $(VENV)/.test

@@ -8,8 +8,8 @@ from layerwise.history import History, format_table
 from layerwise.initialisation import initialise_unit
 from layerwise.isolation import IsolationError, assert_isolated
 from layerwise.local_losses import PredSimLoss, ScoresLoss, make_local_loss, similarity_matrix
-from layerwise.loop import NonFiniteLossError
-from layerwise.memory import MemoryUse, measure_memory
+from layerwise.loop import NonFiniteLossError, accuracy
+from layerwise.memory import MemoryUse, measure_memory, saved_bytes
 from layerwise.method import Method, OptimizerSpec, Stopping
 from layerwise.presets import greedy
 from layerwise.pruning import Pruning, PruningError, filter_importance, prune_unit
@@ -51,6 +51,7 @@ __all__ = [
     "TokenHead",
     "Unit",
     "__version__",
+    "accuracy",
     "assert_isolated",
     "bottom_up",
     "build_head",
@@ -66,6 +67,7 @@ __all__ = [
     "measure_memory",
     "prune_unit",
     "robin",
+    "saved_bytes",
     "segments",
     "similarity_matrix",
     "simultaneous",

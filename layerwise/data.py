@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -213,27 +214,23 @@ def make_loaders(
     mean, std = pixels.mean(dims), pixels.std(dims).clamp_min(1e-6)
     if x.dim() == 4 and not flat:
         parts = [x[rest], x[kept], x_test]
-        scale = {"mean": mean.to(device), "std": std.to(device)}
+        scale: dict[str, Any] = {"mean": mean.to(device), "std": std.to(device)}
     else:
         view = (1, -1, 1, 1) if x.dim() == 4 else (1, 1)
         parts = [((p.float() - mean.view(view)) / std.view(view)).flatten(1) for p in (x[rest], x[kept], x_test)]
         scale = {}
-    x_train, x_validation, x_test = (p.to(device) for p in parts)
-    generator = torch.Generator().manual_seed(seed)
+
+    def loader(part: Tensor, labels: Tensor, size: int, **options: Any) -> TensorLoader:
+        return TensorLoader(part.to(device), labels.to(device), size, **scale, **options)
+
+    shuffled: dict[str, Any] = {"shuffle": True, "augmentation": augmentation}
+    shuffled["generator"] = torch.Generator().manual_seed(seed)
     return Loaders(
-        TensorLoader(
-            x_train,
-            y[rest].to(device),
-            batch_size,
-            shuffle=True,
-            augmentation=augmentation,
-            generator=generator,
-            **scale,
-        ),
-        TensorLoader(x_validation, y[kept].to(device), 4 * batch_size, **scale) if held else None,
-        TensorLoader(x_test, y_test.to(device), 4 * batch_size, **scale),
+        loader(parts[0], y[rest], batch_size, **shuffled),
+        loader(parts[1], y[kept], 4 * batch_size) if held else None,
+        loader(parts[2], y_test, 4 * batch_size),
         len(labels),
-        tuple(x_train.shape[1:]),
+        tuple(parts[0].shape[1:]),
         [str(label) for label in labels],
     )
 

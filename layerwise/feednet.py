@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -63,7 +64,8 @@ class Feednet:
         units = self.chain.units[first:stop]
         for unit in units:
             unit.guard()
-        with torch.no_grad(), torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
+        autocast = nullcontext() if self.amp is None else torch.autocast(self.device.type, self.amp)
+        with torch.no_grad(), autocast:
             for unit in units:
                 state = unit(state)
         return state

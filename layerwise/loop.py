@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -15,9 +15,9 @@ from layerwise.schedules import Window
 from layerwise.subnet import Training
 from layerwise.units import State, detach_state
 
-__all__ = ["Counts", "Loop", "NonFiniteLossError"]
+__all__ = ["Counts", "Loop", "NonFiniteLossError", "accuracy"]
 
-_LOOK_EVERY = 50  # steps between two looks at the loss on a device that works ahead
+_LOOK_EVERY = 16  # steps between two looks at the loss
 
 
 class NonFiniteLossError(RuntimeError):
@@ -25,29 +25,59 @@ class NonFiniteLossError(RuntimeError):
 
 
 class Counts:
-    """Sums over an epoch, on the device, so that no step waits for them."""
+    """Losses and right answers over an epoch. They are added up on the device, some steps at a time: every operation on a few
+    numbers costs as much as a small layer."""
 
     def __init__(self, device: torch.device) -> None:
-        self.loss = torch.zeros((), dtype=torch.float64, device=device)
-        self.correct = torch.zeros((), dtype=torch.int64, device=device)
         self.samples = 0
+        self._loss = torch.zeros((), dtype=torch.float64, device=device)
+        self._correct = torch.zeros((), dtype=torch.int64, device=device)
+        self._waiting: list[tuple[Tensor, Tensor, Tensor | None]] = []
 
     def add(self, scores: Tensor, target: Tensor, loss: Tensor | None = None) -> None:
-        if loss is not None:
-            self.loss += loss.detach().double() * target.shape[0]
-        self.correct += (scores.detach().argmax(1) == target).sum()
+        self._waiting.append((scores.detach(), target, None if loss is None else loss.detach()))
         self.samples += target.shape[0]
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Add up what is waiting."""
+        if not self._waiting:
+            return
+        scores, targets, losses = zip(*self._waiting, strict=True)
+        self._correct += (torch.cat(scores).argmax(1) == torch.cat(targets)).sum()
+        if losses[0] is not None:
+            sizes = torch.tensor([len(t) for t in targets], dtype=torch.float64).to(self._loss.device)
+            self._loss += torch.stack([loss for loss in losses if loss is not None]).double() @ sizes
+        self._waiting.clear()
+
+    def is_finite(self) -> bool:
+        self.settle()
+        return bool(torch.isfinite(self._loss))
 
     def accuracy(self, everywhere: bool = False) -> float:
         """Share of right answers, of all processes if `everywhere`."""
+        self.settle()
         if not everywhere:
-            return self.correct.item() / self.samples
-        both = torch.stack([self.correct, torch.tensor(self.samples, device=self.correct.device)])
+            return self._correct.item() / self.samples
+        both = torch.stack([self._correct, torch.tensor(self.samples, device=self._correct.device)])
         torch.distributed.all_reduce(both)
         return (both[0] / both[1]).item()
 
     def mean_loss(self) -> float:
-        return self.loss.item() / self.samples
+        self.settle()
+        return self._loss.item() / self.samples
+
+
+@torch.no_grad()
+def accuracy(network: Callable[[Any], Any], loader: Iterable[Any], device: torch.device | str = "cpu") -> float:
+    """Share of the loader's samples whose largest score by `network` is their class's."""
+    count = Counts(torch.device(device))
+    for batch in loader:
+        inputs, target = read_batch(batch, torch.device(device))
+        count.add(scores_of(network(inputs)), target)
+    if count.samples == 0:
+        raise ValueError("loader: expected at least one batch, got none")
+    return count.accuracy()
 
 
 class Loop:
@@ -82,8 +112,9 @@ class Loop:
     def device(self) -> torch.device:
         return self.feednet.device
 
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.feednet.amp, enabled=self.feednet.amp is not None)
+    def autocast(self) -> AbstractContextManager[Any]:
+        amp = self.feednet.amp
+        return nullcontext() if amp is None else torch.autocast(self.device.type, amp)
 
     def losses(
         self, trainings: list[Training], state: State, target: Tensor, *, at: int = 0, synchronise: bool = True
@@ -109,7 +140,7 @@ class Loop:
         Raises
         ------
         NonFiniteLossError
-            At the first loss that is not finite; on a device that works ahead, some steps later.
+            At a loss that is not finite, or some steps later.
         """
         counts = [Counts(self.device) for _ in trainings]
         at = trainings[0].subnet.window[0]
@@ -119,14 +150,15 @@ class Loop:
             losses = self.losses(trainings, state, target, at=at, synchronise=update)
             for count, (training, loss, scores) in zip(counts, losses, strict=True):
                 with self._whether_to_synchronise(training, update):
-                    training.scaler.scale(loss / self.accumulate).backward()
+                    part = loss / self.accumulate if self.accumulate > 1 else loss
+                    training.scaler.scale(part).backward()
                 if update:
                     self.update(training)
                 observe = getattr(training.subnet.head, "observe", None)
                 if observe is not None:
                     observe(target)
                 count.add(scores, target, loss)
-            if self.device.type == "cpu" or step % _LOOK_EVERY == 0:
+            if step % _LOOK_EVERY == 0:
                 self._look(trainings, counts, step)
         if step < 0:
             raise ValueError("loader: the epoch had no samples; what can be read only once has to be made anew")
@@ -152,7 +184,7 @@ class Loop:
 
     def _look(self, trainings: list[Training], counts: list[Counts], step: int) -> None:
         for training, count in zip(trainings, counts, strict=True):
-            if not torch.isfinite(count.loss):
+            if not count.is_finite():
                 first, last = training.subnet.window
                 raise NonFiniteLossError(
                     f"units {first} to {last}: the loss is not finite at or before step {step} of epoch {training.epoch}; "
