@@ -60,6 +60,8 @@ class LayerwiseTrainer:
     checkpoint : path, optional
         A file, written after every epoch, from which ``fit(resume=True)`` goes on as if nothing had happened. With several
         processes each has its own, with its rank in the name.
+    checkpoint_every : int, default=1
+        Epochs between two of them; the end of training is always kept.
     callbacks : sequence of callable
         Called with the trainer and the new rows of the history after every epoch. One that returns True ends the stage.
     progress : bool, optional
@@ -92,6 +94,7 @@ class LayerwiseTrainer:
         distributed: str | Callable[[nn.Module], Any] | None = None,
         cache: Any = None,
         checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_every: int = 1,
         callbacks: Sequence[Callable[[LayerwiseTrainer, list[dict[str, Any]]], Any]] = (),
         progress: bool | None = None,
     ) -> None:
@@ -99,6 +102,8 @@ class LayerwiseTrainer:
             raise ValueError(f"amp: expected None, torch.float16 or torch.bfloat16, got {amp}")
         if accumulate < 1:
             raise ValueError(f"accumulate: expected at least 1, got {accumulate}")
+        if checkpoint_every < 1:
+            raise ValueError(f"checkpoint_every: expected at least 1, got {checkpoint_every}")
         if not (distributed in (None, "ddp") or callable(distributed)):
             raise ValueError(f"distributed: expected None, 'ddp' or a callable, got {distributed!r}")
         self.chain = model if isinstance(model, Chain) else split(model, spec)
@@ -106,6 +111,7 @@ class LayerwiseTrainer:
         self.classes = classes
         self.distributed = distributed
         self.checkpoint = None if checkpoint is None else _own_path(Path(checkpoint), distributed is not None)
+        self.checkpoint_every = checkpoint_every
         self.callbacks = list(callbacks)
         self.progress = sys.stderr.isatty() if progress is None else progress
         self.device = next(self.chain.parameters()).device
@@ -122,6 +128,7 @@ class LayerwiseTrainer:
         self.stopped = False
         self._stage = 0  # in training, or next
         self._epoch = 0  # of that stage, next
+        self._unsaved = 0  # epochs since the last checkpoint
         self._example: Any = None
 
     # ---- training ----
@@ -196,6 +203,7 @@ class LayerwiseTrainer:
                 for row in rows:
                     self.history.append(row)
                 self._epoch += 1
+                self._unsaved += 1
                 bar.update()
                 bar.set_postfix({k: rows[-1][k] for k in ("loss", "validation_accuracy") if rows[-1][k] is not None})
                 ended = [callback(self, rows) for callback in self.callbacks]
@@ -417,8 +425,10 @@ class LayerwiseTrainer:
         return {"method": self.method.name, "units": self.chain.names, "stages": len(self.stages)}
 
     def _save(self, loader: Iterable[Any]) -> None:
-        if self.checkpoint is None:
+        over = self._stage == len(self.stages) or self.stopped
+        if self.checkpoint is None or (self._unsaved < self.checkpoint_every and not over):
             return
+        self._unsaved = 0
         state = {
             **self._identity(),
             "stage": self._stage,

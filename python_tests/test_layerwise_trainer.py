@@ -273,6 +273,19 @@ def test_resume_with_the_loaders_own_generator(tmp_path):
     assert same(whole.chain.state_dict(), resumed.chain.state_dict())
 
 
+def test_resume_from_a_checkpoint_of_some_epochs_ago(tmp_path):
+    def interrupt(trainer, rows):
+        if len(trainer.history) == 6:
+            raise Interrupt
+
+    method, path = METHODS["bottom up"], tmp_path / "c.pt"
+    with pytest.raises(Interrupt):
+        fit(method, checkpoint=path, checkpoint_every=3, callbacks=[interrupt])
+    assert len(torch.load(path)["history"]) == 3
+    resumed = fit(method, checkpoint=path, resume=True)
+    assert same(fit(method).chain.state_dict(), resumed.chain.state_dict())
+
+
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     path = tmp_path / "c.pt"
     fit(METHODS["bottom up"], checkpoint=path)
@@ -429,6 +442,7 @@ def test_closed_form_weights_to_begin_with():
     [
         ({"amp": torch.float64}, "amp: expected None"),
         ({"accumulate": 0}, "accumulate: expected at least 1"),
+        ({"checkpoint_every": 0}, "checkpoint_every: expected at least 1"),
         ({"distributed": "fsdp"}, "distributed: expected None"),
     ],
 )
