@@ -45,12 +45,20 @@ def make_model(layers: int) -> nn.Module:
 def train_greedily(args: Any, results: Results, data: Any, seed: int) -> None:
     adam = lw.OptimizerSpec("adam", args.lr, milestones=(0.5, 0.75), gamma=0.2)
     method = lw.Method(
-        "greedy", lambda n: lw.bottom_up(n, [args.first, args.epochs], feed="cached"), head=lw.LinearHead(), optimizer=adam
+        "greedy",
+        lambda n: lw.bottom_up(n, [args.first, args.epochs], feed="cached"),
+        head=lw.LinearHead(),
+        optimizer=adam,
     )
     model = make_model(args.layers)
     path = results.path.with_name(f"deep_mlp.{args.layers}.{seed}.pt")
     trainer = lw.LayerwiseTrainer(
-        model, method, classes=10, cache=lw.FeatureCache(deterministic=True, shuffle=True), checkpoint=path, checkpoint_every=500
+        model,
+        method,
+        classes=10,
+        cache=lw.FeatureCache(deterministic=True, shuffle=True),
+        checkpoint=path,
+        checkpoint_every=500,
     )
     start = time.perf_counter()
     trainer.fit(data.train, resume=True)
@@ -71,7 +79,11 @@ def train_end_to_end(args: Any, results: Results, data: Any, seed: int) -> None:
         method = lw.Method("backpropagation", [lw.Stage(((0, args.layers - 1),), args.epochs)], optimizer=spec)
         trainer = lw.LayerwiseTrainer(model, method, classes=10)
         trainer.fit(data.train)
-        row = {"settings": vars_of(args), "test": 100 * trainer.evaluate(data.test), "loss": trainer.history[-1]["loss"]}
+        row = {
+            "settings": vars_of(args),
+            "test": 100 * trainer.evaluate(data.test),
+            "loss": trainer.history[-1]["loss"],
+        }
         print(f"end to end, lr {lr}: {row['test']:.2f} %, loss {row['loss']:.3f}", flush=True)
         results.put(f"end to end, {args.layers} layers, lr {lr}", seed, row)
 

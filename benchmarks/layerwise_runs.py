@@ -29,7 +29,9 @@ OUT = Path(__file__).resolve().parent / "results" / "layerwise"
 def make_parser(doc: str | None, **defaults: Any) -> argparse.ArgumentParser:
     """Options that every script has; keywords are their defaults."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=Path, required=True, help="folder with MNIST's IDX files, or with an image archive")
+    parser.add_argument(
+        "--data-dir", type=Path, required=True, help="folder with MNIST's IDX files, or with an image archive"
+    )
     parser.add_argument("--seeds", type=int, default=1, help="seeds 0, 1, ...")
     parser.add_argument("--epochs", type=int, default=10, help="per unit, or of backpropagation")
     parser.add_argument("--limit", type=int, default=None, help="most training samples, drawn at random")
@@ -41,7 +43,7 @@ def make_parser(doc: str | None, **defaults: Any) -> argparse.ArgumentParser:
 
 
 def load_data(args: argparse.Namespace, kind: str, seed: int, **options: Any) -> Loaders:
-    """"mnist", or "cifar10" with crops of 4 pixels and flips, in batches of 128; 10 % of the training part validates."""
+    """ "mnist", or "cifar10" with crops of 4 pixels and flips, in batches of 128; 10 % of the training part validates."""
     settings: dict[str, Any] = {"batch_size": 128, "limit": args.limit, "device": args.device, "seed": seed, **options}
     if kind == "mnist":
         return make_loaders("mnist", data_dir=args.data_dir, **settings)
@@ -113,7 +115,9 @@ def run_case(
         return known
     torch.manual_seed(seed)
     model = case.make_model().to(loaders.train.y.device)
-    checkpoint = results.path.with_name(f"{results.path.stem}.{case.name}.{seed}.pt".replace(" ", "_").replace("/", "-"))
+    checkpoint = results.path.with_name(
+        f"{results.path.stem}.{case.name}.{seed}.pt".replace(" ", "_").replace("/", "-")
+    )
     trainer = lw.LayerwiseTrainer(
         model, case.method, classes=loaders.classes, spec=case.spec, checkpoint=checkpoint, **(case.options or {})
     )
