@@ -6,6 +6,7 @@ from layerwise.history import History, format_table
 from layerwise.local_losses import PredSimLoss, ScoresLoss, make_local_loss, similarity_matrix
 from layerwise.memory import MemoryUse, measure_memory
 from layerwise.method import Method, OptimizerSpec, Stopping
+from layerwise.neighbours import k_filter, k_redundancy, k_redundant
 from layerwise.presets import greedy
 from layerwise.regularisers import Regularisation, gradient_dropout, gradient_noise
 from layerwise.schedules import Stage, bottom_up, robin, segments, simultaneous
@@ -45,6 +46,9 @@ __all__ = [
     "gradient_dropout",
     "gradient_noise",
     "greedy",
+    "k_filter",
+    "k_redundancy",
+    "k_redundant",
     "make_local_loss",
     "measure_memory",
     "robin",
