@@ -1,6 +1,7 @@
 """Layer-wise training of any module: units with heads and losses of their own, in place of end-to-end backpropagation."""
 
 from layerwise.checkpoint import CheckpointError
+from layerwise.feature_cache import FeatureCache
 from layerwise.heads import ConvHead, HeadOutput, HeadSpec, LinearHead, OwnHead, PredSimHead, TokenHead, build_head
 from layerwise.history import History, format_table
 from layerwise.local_losses import PredSimLoss, ScoresLoss, make_local_loss, similarity_matrix
@@ -20,6 +21,7 @@ __all__ = [
     "Chain",
     "CheckpointError",
     "ConvHead",
+    "FeatureCache",
     "HeadOutput",
     "HeadSpec",
     "History",

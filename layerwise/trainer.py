@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from layerwise.checkpoint import CheckpointError, load_checkpoint, rng_state, save_checkpoint, set_rng_state
+from layerwise.feature_cache import FeatureCache
 from layerwise.feednet import Batch, Feednet, read_batch
 from layerwise.heads import scores_of
 from layerwise.history import History
@@ -89,7 +90,7 @@ class LayerwiseTrainer:
         accumulate: int = 1,
         clip_norm: float | None = None,
         distributed: str | Callable[[nn.Module], Any] | None = None,
-        cache: Any = None,
+        cache: FeatureCache | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
         callbacks: Sequence[Callable[[LayerwiseTrainer, list[dict[str, Any]]], Any]] = (),
         progress: bool | None = None,
@@ -315,6 +316,7 @@ class LayerwiseTrainer:
     def _stream(self, stage: Stage, loader: Iterable[Any], epoch: int, seen: list[int]) -> Iterator[Batch]:
         first = stage.windows[0][0]
         if stage.feed == "cached":
+            assert self.cache is not None
             stream = self.cache.stream(self.feednet, loader, first, _generators(loader))
         else:
             stream = self.feednet.stream(loader, first)
