@@ -2,6 +2,7 @@
 
 from layerwise.checkpoint import CheckpointError
 from layerwise.feature_cache import FeatureCache
+from layerwise.filtering import Filter, KFilter, LossFilter
 from layerwise.heads import ConvHead, HeadOutput, HeadSpec, LinearHead, OwnHead, PredSimHead, TokenHead, build_head
 from layerwise.history import History, format_table
 from layerwise.local_losses import PredSimLoss, ScoresLoss, make_local_loss, similarity_matrix
@@ -22,11 +23,14 @@ __all__ = [
     "CheckpointError",
     "ConvHead",
     "FeatureCache",
+    "Filter",
     "HeadOutput",
     "HeadSpec",
     "History",
+    "KFilter",
     "LayerwiseTrainer",
     "LinearHead",
+    "LossFilter",
     "MemoryUse",
     "Method",
     "NonFiniteLossError",

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from layerwise.checkpoint import CheckpointError, load_checkpoint, rng_state, save_checkpoint, set_rng_state
 from layerwise.feature_cache import FeatureCache
 from layerwise.feednet import Batch, Feednet, read_batch
+from layerwise.filtering import losses_under
 from layerwise.heads import scores_of
 from layerwise.history import History
 from layerwise.local_losses import make_local_loss
@@ -119,6 +120,12 @@ class LayerwiseTrainer:
         check_schedule(self.stages, len(self.chain))
         if cache is None and any(stage.feed == "cached" for stage in self.stages):
             raise ValueError("the schedule feeds from a cache; give one: cache=FeatureCache(...)")
+        filters = [method.filter_of(stage.windows[0][0]) for stage in self.stages]
+        if distributed is not None and not all(f is None or f.equal_counts for f in filters):
+            raise ValueError(
+                "filtering: workers step together, but a filter that leaves differing numbers of samples gives them differing "
+                "numbers of batches; use LossFilter, or none"
+            )
         self.history = History()
         self.trainings: dict[Window, Training] = {}
         self.averagers: dict[Window, Any] = {}
@@ -321,8 +328,11 @@ class LayerwiseTrainer:
         else:
             stream = self.feednet.stream(loader, first)
         stream = _counted(stream, seen, 0)
-        if self.method.filtering is not None:
-            stream = self.method.filtering.apply(stream, epoch)
+        filtering = self.method.filter_of(first)
+        if filtering is not None:
+            below = next((t for w, t in reversed(self.trainings.items()) if w[1] == first - 1), None)
+            loss_of = None if below is None else losses_under(below.subnet.head, self.amp)
+            stream = filtering.apply(stream, epoch, loss_of)
         return _counted(stream, seen, 1)
 
     def _step(
