@@ -2,6 +2,8 @@
 
 from layerwise.checkpoint import CheckpointError
 from layerwise.ensembles import HeadEnsemble, make_ensemble
+from layerwise.feature_cache import FeatureCache
+from layerwise.filtering import Filter, KFilter, LossFilter
 from layerwise.growth import grow
 from layerwise.heads import ConvHead, HeadOutput, HeadSpec, LinearHead, OwnHead, PredSimHead, TokenHead, build_head
 from layerwise.history import History, format_table
@@ -11,6 +13,7 @@ from layerwise.local_losses import PredSimLoss, ScoresLoss, make_local_loss, sim
 from layerwise.loop import NonFiniteLossError, accuracy
 from layerwise.memory import MemoryUse, measure_memory, saved_bytes
 from layerwise.method import Method, OptimizerSpec, Stopping
+from layerwise.neighbours import k_filter, k_redundancy, k_redundant
 from layerwise.presets import greedy
 from layerwise.pruning import Pruning, PruningError, filter_importance, prune_unit
 from layerwise.regularisers import Regularisation, gradient_dropout, gradient_noise
@@ -26,13 +29,17 @@ __all__ = [
     "Chain",
     "CheckpointError",
     "ConvHead",
+    "FeatureCache",
+    "Filter",
     "HeadEnsemble",
     "HeadOutput",
     "HeadSpec",
     "History",
     "IsolationError",
+    "KFilter",
     "LayerwiseTrainer",
     "LinearHead",
+    "LossFilter",
     "MemoryUse",
     "Method",
     "NonFiniteLossError",
@@ -62,6 +69,9 @@ __all__ = [
     "greedy",
     "grow",
     "initialise_unit",
+    "k_filter",
+    "k_redundancy",
+    "k_redundant",
     "make_ensemble",
     "make_local_loss",
     "measure_memory",

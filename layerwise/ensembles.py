@@ -1,4 +1,4 @@
-"""All heads of a chain as one classifier (Belilovsky et al., section 4: Z = sum over j of 2^j z_j)."""
+"""Networks made of a trained chain: up to one head, or all heads as one (Belilovsky et al., section 4: sum over j of 2^j z_j)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,26 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.heads import scores_of
-from layerwise.units import main_tensor
+from layerwise.units import Chain, main_tensor
 
 if TYPE_CHECKING:
     from layerwise.trainer import LayerwiseTrainer
 
-__all__ = ["HeadEnsemble", "make_ensemble"]
+__all__ = ["HeadEnsemble", "Truncated", "make_ensemble"]
+
+
+class Truncated(nn.Module):
+    """The first units of a chain and the head on the last of them."""
+
+    def __init__(self, chain: Chain, stop: int, head: nn.Module) -> None:
+        super().__init__()
+        self.units = nn.ModuleList(chain.units[:stop])
+        self.head = head
+
+    def forward(self, state: Any) -> Tensor:
+        for unit in self.units:
+            state = unit(state)
+        return scores_of(self.head(main_tensor(state)))
 
 
 class HeadEnsemble(nn.Module):

@@ -129,8 +129,8 @@ class Method:
         Unit i has lr * lr_factor**i and weight_decay * weight_decay_factor**i (0.8 and 1.15 in table 6.3).
     regularisation : Regularisation
         Noise between units.
-    filtering : Filter or None
-        Which samples reach a window.
+    filtering : Filter, callable or None
+        Which samples reach a window; or a function of its first unit's number that says so.
     pruning : Pruning or None
         Filters that are removed from a unit once it is trained.
     stopping : Stopping
@@ -149,7 +149,7 @@ class Method:
     lr_factor: float = 1.0
     weight_decay_factor: float = 1.0
     regularisation: Regularisation = field(default_factory=Regularisation)
-    filtering: Filter | None = None
+    filtering: Filter | Callable[[int], Filter | None] | None = None
     pruning: Pruning | None = None
     stopping: Stopping = field(default_factory=Stopping)
     platonic_init: bool = False
@@ -164,6 +164,10 @@ class Method:
         if isinstance(self.head, HeadSpec):
             return self.head
         return self.head(unit)
+
+    def filter_of(self, unit: int) -> Filter | None:
+        """The filter of a window that begins at `unit`."""
+        return self.filtering(unit) if callable(self.filtering) else self.filtering
 
     def rates(self, unit: int) -> tuple[float, float]:
         """Learning rate and weight decay of a window that begins at `unit`."""

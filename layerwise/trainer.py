@@ -14,13 +14,16 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from layerwise.checkpoint import CheckpointError, load_checkpoint, rng_state, save_checkpoint, set_rng_state
+from layerwise.ensembles import Truncated
+from layerwise.feature_cache import FeatureCache
 from layerwise.feednet import Batch, Feednet, read_batch
-from layerwise.heads import scores_of
+from layerwise.filtering import losses_under
 from layerwise.history import History
 from layerwise.initialisation import initialise_unit
 from layerwise.local_losses import make_local_loss
 from layerwise.loop import Counts, Loop, NonFiniteLossError
 from layerwise.method import Method
+from layerwise.processes import agree, own_path
 from layerwise.pruning import filter_importance, prune_unit
 from layerwise.schedules import Stage, Window, check_schedule
 from layerwise.splitting import Spec, split
@@ -92,7 +95,7 @@ class LayerwiseTrainer:
         accumulate: int = 1,
         clip_norm: float | None = None,
         distributed: str | Callable[[nn.Module], Any] | None = None,
-        cache: Any = None,
+        cache: FeatureCache | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
         checkpoint_every: int = 1,
         callbacks: Sequence[Callable[[LayerwiseTrainer, list[dict[str, Any]]], Any]] = (),
@@ -110,7 +113,7 @@ class LayerwiseTrainer:
         self.method = method
         self.classes = classes
         self.distributed = distributed
-        self.checkpoint = None if checkpoint is None else _own_path(Path(checkpoint), distributed is not None)
+        self.checkpoint = None if checkpoint is None else own_path(Path(checkpoint), distributed is not None)
         self.checkpoint_every = checkpoint_every
         self.callbacks = list(callbacks)
         self.progress = sys.stderr.isatty() if progress is None else progress
@@ -122,6 +125,12 @@ class LayerwiseTrainer:
         check_schedule(self.stages, len(self.chain))
         if cache is None and any(stage.feed == "cached" for stage in self.stages):
             raise ValueError("the schedule feeds from a cache; give one: cache=FeatureCache(...)")
+        filters = [method.filter_of(stage.windows[0][0]) for stage in self.stages]
+        if distributed is not None and not all(f is None or f.equal_counts for f in filters):
+            raise ValueError(
+                "filtering: workers step together, but a filter that leaves differing numbers of samples gives them differing "
+                "numbers of batches; use LossFilter, or none"
+            )
         self.history = History()
         self.trainings: dict[Window, Training] = {}
         self.pruned: dict[int, list[int]] = {}
@@ -253,12 +262,16 @@ class LayerwiseTrainer:
     def _stream(self, stage: Stage, loader: Iterable[Any], epoch: int, seen: list[int]) -> Iterator[Batch]:
         first = stage.windows[0][0]
         if stage.feed == "cached":
+            assert self.cache is not None
             stream = self.cache.stream(self.feednet, loader, first, _generators(loader))
         else:
             stream = self.feednet.stream(loader, first)
         stream = _counted(stream, seen, 0)
-        if self.method.filtering is not None:
-            stream = self.method.filtering.apply(stream, epoch)
+        filtering = self.method.filter_of(first)
+        if filtering is not None:
+            below = next((t for w, t in reversed(self.trainings.items()) if w[1] == first - 1), None)
+            loss_of = None if below is None else losses_under(below.subnet.head, self.feednet.amp)
+            stream = filtering.apply(stream, epoch, loss_of)
         return _counted(stream, seen, 1)
 
     # ---- windows ----
@@ -333,7 +346,7 @@ class LayerwiseTrainer:
                 self._prune(training, loader)
             training.end()
             if self.loop.averagers.pop(window, None) is not None:
-                _agree(training.subnet)
+                agree(training.subnet)
         training.sleep()
         if over:
             self.stopped = self._chain_is_done()
@@ -406,7 +419,7 @@ class LayerwiseTrainer:
     def export(self, unit: int | None = None) -> nn.Module:
         """The units up to `unit` and its head as one module, in eval mode; None means :attr:`output_window`."""
         window = self.window_of(unit)
-        return _Exported(self.chain, window[1] + 1, self.trainings[window].subnet.head).eval()
+        return Truncated(self.chain, window[1] + 1, self.trainings[window].subnet.head).eval()
 
     @torch.no_grad()
     def evaluate(self, loader: Iterable[Any], unit: int | None = None) -> float:
@@ -470,35 +483,6 @@ class LayerwiseTrainer:
         if self.cache is not None and state["cache"] is not None:
             self.cache.load_state_dict(state["cache"])
         set_rng_state(state["rng"], *_generators(loader))
-
-
-class _Exported(nn.Module):
-    def __init__(self, chain: Chain, stop: int, head: nn.Module) -> None:
-        super().__init__()
-        self.units = nn.ModuleList(chain.units[:stop])
-        self.head = head
-
-    def forward(self, state: Any) -> Tensor:
-        for unit in self.units:
-            state = unit(state)
-        return scores_of(self.head(main_tensor(state)))
-
-
-@torch.no_grad()
-def _agree(module: nn.Module) -> None:
-    """Give all processes the mean of their weights, exactly: averagers may have left steps since the last one."""
-    for tensor in module.state_dict().values():
-        if tensor.is_floating_point():
-            torch.distributed.all_reduce(tensor)
-            tensor.div_(torch.distributed.get_world_size())
-        else:
-            torch.distributed.broadcast(tensor, 0)
-
-
-def _own_path(path: Path, distributed: bool) -> Path:
-    if distributed and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-        return path.with_name(f"{path.stem}.rank{torch.distributed.get_rank()}{path.suffix}")
-    return path
 
 
 def _counted(stream: Iterator[Batch], seen: list[int], slot: int) -> Iterator[Batch]:
