@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def make_model(layers: int) -> nn.Module:
-    return zoo.make("mlp", widths=[WIDTH] * layers, features=784, classes=10)
+    return zoo.make("mlp", depth=layers, hidden=WIDTH, in_features=784)
 
 
 def train_greedily(args: Any, results: Results, data: Any, seed: int) -> None:
