@@ -212,8 +212,18 @@ def plan_payload(
     return plan if plan.mode else None
 
 
+def plan_by_entropy(
+    x: torch.Tensor, shape: tuple[int, ...], entropy_bits: int, floor_bits: float, fraction: float, full_histogram: bool
+) -> Any:
+    """From flat x to the plan in one call: one range, levels by the entropy alone. None where that is not all there is to do:
+    values that are not finite or all equal, or stored raw. x has to outlive the plan."""
+    sampled_from = x.numel() + 1 if full_histogram else kernels.sample_coded_from
+    plan = kernels.plan_by_entropy(*_values(x), shape, entropy_bits, floor_bits, fraction, sampled_from, where(x)[1])
+    return plan if plan.mode else None
+
+
 def write_payload(plan: Any, out: torch.Tensor) -> int:
-    """The planned payload to uint8 `out` of at least `plan.room` bytes; returns its bytes, -1 if it takes more."""
+    """The planned payload, and zeros, to the first `plan.room` bytes of uint8 `out`; returns its bytes, -1 if it takes more."""
     return plan.write(out.data_ptr(), torch.get_num_threads())
 
 
@@ -277,7 +287,9 @@ def decode_blocks(
     )  # fmt: skip
 
 
-def decode_payload(data: np.ndarray, out: torch.Tensor, accumulate: bool, scale: float, check: bool) -> bool:
+def decode_payload(
+    data: np.ndarray | torch.Tensor, out: torch.Tensor, accumulate: bool, scale: float, check: bool
+) -> bool:
     """A whole payload, uint8 [bytes], into contiguous `out` of its shape and dtype, if it is of a kind made by default.
 
     False if it is not, or anything is wrong with it: `out` is then unspecified, but nothing has been added unless checksums were
@@ -285,9 +297,10 @@ def decode_payload(data: np.ndarray, out: torch.Tensor, accumulate: bool, scale:
     """
     if out.dtype not in DTYPE_CODES:
         return False
+    address, size = (data.data_ptr(), data.numel()) if isinstance(data, torch.Tensor) else (data.ctypes.data, data.size)
     return kernels.decode_payload(
-        data.ctypes.data, data.size, out.shape, out.numel(), DTYPE_CODES[out.dtype], out.data_ptr(), accumulate,
-        scale, check, where(out)[1],
+        address, size, out.shape, out.numel(), DTYPE_CODES[out.dtype], out.data_ptr(), accumulate, scale, check,
+        where(out)[1],
     )  # fmt: skip
 
 

@@ -208,6 +208,16 @@ void bind_weight_compression(py::module_& m) {
         },
         "How a tensor whose quantiser has been chosen is stored; addresses have to outlive the plan.");
     m.def(
+        "plan_by_entropy",
+        [](int dtype, int64_t n, uintptr_t x, const std::vector<int64_t>& sizes, int entropy_bits, double floor_bits,
+           double fraction, int64_t sampled_from, int threads) {
+            const Shape shape = shape_of(sizes);
+            py::gil_scoped_release release;
+            return cpu::plan_by_entropy(values(dtype, n, x), shape, entropy_bits, floor_bits, fraction, sampled_from,
+                                        on_cpu(threads));
+        },
+        "The same from the values to the plan, for what is made by default.");
+    m.def(
         "decode_blocks",
         [](uintptr_t data, int64_t size, uintptr_t table, uintptr_t escapes, int64_t n, const py::tuple& fields,
            uintptr_t lengths, int bits, int dtype, uintptr_t out, bool accumulate, double scale, bool check,

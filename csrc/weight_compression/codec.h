@@ -115,7 +115,13 @@ PayloadPlan plan_payload(const Values& x, const Shape& shape, const Scheme& sche
                          const uint32_t* escapes, int64_t escape_bytes, const Values& sample, double fraction,
                          const Launch& on);
 
-// Returns the payload's bytes, or -1 if the plan's room does not suffice.
+// From values to plan with one range, floor_bits + H bits of levels where H is the sample's entropy in 2^entropy_bits
+// bins, and, of `sampled_from` values and more, the sample's code where that suffices. Raw, too, for values that are
+// all equal or not all finite. n >= 1.
+PayloadPlan plan_by_entropy(const Values& x, const Shape& shape, int entropy_bits, double floor_bits, double fraction,
+                            int64_t sampled_from, const Launch& on);
+
+// Returns the payload's bytes, or -1 if the plan's room does not suffice. What is left of the room becomes zeros.
 int64_t write_payload(const PayloadPlan& plan, uint8_t* out, const Launch& on);
 
 // A whole payload of that shape, of n elements in all, if it is of a kind that is made by default; false if it is not,

@@ -6,8 +6,10 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from weight_compression import _ops, host
 from weight_compression.codec import compress_bound, compress_into, decompress
 from weight_compression.config import CompressionConfig
+from weight_compression.errors import NonFiniteError
 
 __all__ = ["Packed", "add", "pack", "read", "split_payloads"]
 
@@ -55,12 +57,20 @@ def _pack(values: list[torch.Tensor], finite: list[bool], config: CompressionCon
         return _pack_on_device(values, finite, config, memory, room)
     lengths, end = [], 0
     for x, is_finite in zip(values, finite, strict=True):
-        size = int(compress_into(x, memory[end:], config))
+        size = _write(x, memory[end:], config)
         if size < 0:
-            size, is_finite = int(compress_into(x.view(_AS_INTEGERS[x.dtype]), memory[end:], config)), False
+            size, is_finite = _write(x.view(_AS_INTEGERS[x.dtype]), memory[end:], config), False
         end += size
         lengths.append(size if is_finite else -size)
     return Packed(memory[:end], lengths)
+
+
+def _write(x: torch.Tensor, out: torch.Tensor, config: CompressionConfig) -> int:
+    """`compress_into` on the CPU without its checks, which take as long as coding a small tensor."""
+    try:
+        return host.compress(x, (x.numel(),), config, lambda size: out[:size]).numel()
+    except NonFiniteError:
+        return -1
 
 
 def _pack_on_device(
@@ -87,7 +97,7 @@ def split_payloads(data: torch.Tensor, lengths: Sequence[int]) -> Iterator[torch
 
 def read(payload: torch.Tensor, exact: bool, out: torch.Tensor) -> None:
     """A payload's values into flat float32 or float64 `out`."""
-    decompress(payload, out.view(_AS_INTEGERS[out.dtype]) if exact else out)
+    _decode(payload, out.view(_AS_INTEGERS[out.dtype]) if exact else out, False, 1.0)
 
 
 def add(payload: torch.Tensor, exact: bool, out: torch.Tensor, scale: float) -> None:
@@ -97,4 +107,10 @@ def add(payload: torch.Tensor, exact: bool, out: torch.Tensor, scale: float) -> 
         read(payload, True, values)
         out.add_(values, alpha=scale)
     else:
-        decompress(payload, out, accumulate=True, scale=scale)
+        _decode(payload, out, True, scale)
+
+
+def _decode(payload: torch.Tensor, out: torch.Tensor, accumulate: bool, scale: float) -> None:
+    """On the CPU without the checks of `decompress`, if the payload is of a usual kind and right."""
+    if out.device.type != "cpu" or not _ops.decode_payload(payload, out, accumulate, scale, True):
+        decompress(payload, out, accumulate=accumulate, scale=scale)
