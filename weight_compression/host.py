@@ -46,9 +46,7 @@ def compress(x: torch.Tensor, shape: tuple[int, ...], config: CompressionConfig,
         return _compress_raw(x, shape, allocate)
     if config.is_by_entropy_alone:
         # All steps at once: of small tensors, going through them in Python takes longer than coding.
-        plan = _ops.plan_by_entropy(
-            x, shape, config.entropy_bits, config.floor_bits, config.sample_fraction, config.full_histogram
-        )
+        plan = _ops.plan_by_entropy(x, shape, config)
         payload = None if plan is None else _write(plan, allocate)
         if payload is not None:
             return payload
