@@ -158,6 +158,17 @@ def test_same_bytes_and_values_on_every_isa_and_any_threads(n, kind, levels, dty
     assert within_bound(x, results[0][2], levels)
 
 
+@pytest.mark.parametrize("n", [2, 300, 4097, 70_000, 5_000_000])
+@pytest.mark.parametrize("floor_bits", [1.0, 5.0, 12.0])
+def test_all_steps_at_once_give_what_they_give_one_by_one(n, floor_bits, monkeypatch):
+    x = draw("laplace", n, torch.float32)
+    configs = [wc.CompressionConfig(floor_bits=floor_bits, full_histogram=full) for full in (False, True)]
+    at_once = [wc.compress(x, config) for config in configs]
+    monkeypatch.setattr(_ops, "plan_by_entropy", lambda *_: None)
+    for config, payload in zip(configs, at_once, strict=True):
+        assert torch.equal(payload, wc.compress(x, config))
+
+
 def test_range_and_counts_are_the_same_on_every_isa(isa):
     for dtype in FLOATS:
         x = draw("heavy", 100_003, dtype)

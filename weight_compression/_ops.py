@@ -6,14 +6,19 @@ described in ``csrc/weight_compression/codec.h``.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
 from platonic_core import _C
 from platonic_core.launch import where
+
+if TYPE_CHECKING:
+    from weight_compression.config import CompressionConfig
 
 kernels = _C.weight_compression
 
@@ -212,8 +217,29 @@ def plan_payload(
     return plan if plan.mode else None
 
 
+def plan_by_entropy(x: torch.Tensor, shape: tuple[int, ...], config: CompressionConfig) -> Any:
+    """From flat x to the plan in one call, where `config` is by entropy alone. None where that is not all there is to do:
+    values that are not finite or all equal, or stored raw. x has to outlive the plan."""
+    plan = kernels.plan_by_entropy(*_values(x), shape, _by_entropy(config), where(x)[1])
+    return plan if plan.mode else None
+
+
+def _by_entropy(config: CompressionConfig) -> tuple[int, float, float, int]:
+    sampled_from = 1 << 62 if config.full_histogram else kernels.sample_coded_from
+    return config.entropy_bits, config.floor_bits, config.sample_fraction, sampled_from
+
+
+def write_payloads(tensors: Sequence[torch.Tensor], config: CompressionConfig, out: torch.Tensor) -> list[int]:
+    """Payloads of flat tensors to uint8 `out`, one behind the other, up to the first for which that is not all there is to do
+    by entropy alone, or which has not enough room. Returns the bytes of each."""
+    quantised = itertools.takewhile(lambda x: x.dtype in DTYPE_CODES, tensors)
+    return kernels.write_payloads(
+        [_values(x) for x in quantised], _by_entropy(config), out.data_ptr(), out.numel(), torch.get_num_threads()
+    )
+
+
 def write_payload(plan: Any, out: torch.Tensor) -> int:
-    """The planned payload to uint8 `out` of at least `plan.room` bytes; returns its bytes, -1 if it takes more."""
+    """The planned payload, and zeros, to the first `plan.room` bytes of uint8 `out`; returns its bytes, -1 if it takes more."""
     return plan.write(out.data_ptr(), torch.get_num_threads())
 
 
@@ -289,6 +315,20 @@ def decode_payload(data: np.ndarray, out: torch.Tensor, accumulate: bool, scale:
         data.ctypes.data, data.size, out.shape, out.numel(), DTYPE_CODES[out.dtype], out.data_ptr(), accumulate,
         scale, check, where(out)[1],
     )  # fmt: skip
+
+
+def decode_payloads(
+    data: torch.Tensor, sizes: Sequence[int], outs: Sequence[torch.Tensor], accumulate: bool, scale: float
+) -> int:
+    """Payloads of so many bytes, one behind the other in uint8 `data`, into flat `outs`, as :func:`decode_payload` with checks.
+
+    Returns how many were decoded before the first of which that is False.
+    """
+    if min(sizes, default=0) < 0 or sum(sizes) > data.numel() or len(sizes) != len(outs):
+        raise ValueError(f"expected {len(outs)} sizes >= 0 that sum to at most {data.numel()}, got {list(sizes)}")
+    return kernels.decode_payloads(
+        data.data_ptr(), sizes, [_values(x) for x in outs], accumulate, scale, True, torch.get_num_threads()
+    )
 
 
 def decode_planes(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 __all__ = ["CompressionConfig"]
@@ -114,3 +115,9 @@ class CompressionConfig:
             ]
             if len(given) > 1:
                 raise ValueError(f"expected one of {', '.join(given)}, got {len(given)}")
+
+    @cached_property
+    def is_by_entropy_alone(self) -> bool:
+        """Whether values have one range, and levels by the entropy of a sample."""
+        others = self.bits, self.max_error, self.ratio, self.gradient_rms, self.group_size, self.clip_quantile
+        return all(x is None for x in others) and not (self.per_channel or self.lossless)

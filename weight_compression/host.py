@@ -7,7 +7,7 @@ operation, so that equal tensors give equal bytes anywhere.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -44,6 +44,12 @@ def compress(x: torch.Tensor, shape: tuple[int, ...], config: CompressionConfig,
         return _compress_exactly(x, shape, config, allocate)
     if x.dtype not in _ops.DTYPE_CODES:
         return _compress_raw(x, shape, allocate)
+    if config.is_by_entropy_alone:
+        # All steps at once: of small tensors, going through them in Python takes longer than coding.
+        plan = _ops.plan_by_entropy(x, shape, config)
+        payload = None if plan is None else _write(plan, allocate)
+        if payload is not None:
+            return payload
     lo, hi, finite, sample = _ops.range_and_sample(x, config.sample_fraction)
     if not finite:
         if config.nonfinite == "raise":
@@ -74,17 +80,22 @@ def _compress_finite(
         plan = _ops.plan_payload(x, shape, scheme, *beside, counted, config.sample_fraction)
         if plan is None:
             continue
-        payload = allocate(plan.room)
-        size = _ops.write_payload(plan, payload)
-        if size >= 0:
-            payload[size:] = 0  # the few bytes that the room was too large stay behind the view's end
-            return payload[:size]
+        payload = _write(plan, allocate)
+        if payload is not None:
+            return payload
         if counted is None:
             raise RuntimeError("compress: the tensor was changed while it was being compressed")
     if ranges.escapes is not None:
         # What is kept exactly would take more than it saves.
         return _compress_finite(x, sample, shape, ranges.unclipped(), config, allocate)
     return _compress_raw(x, shape, allocate)
+
+
+def _write(plan: Any, allocate: Allocate) -> torch.Tensor | None:
+    """None if the plan's room does not suffice. What is left of it stays behind the view's end."""
+    payload = allocate(plan.room)
+    size = _ops.write_payload(plan, payload)
+    return None if size < 0 else payload[:size]
 
 
 def _raw_bytes(x: torch.Tensor) -> np.ndarray:

@@ -57,6 +57,11 @@ Shape shape_of(const std::vector<int64_t>& sizes) {
     return shape;
 }
 
+// (entropy_bits, floor_bits, fraction, sampled_from).
+cpu::ByEntropy by_entropy(const py::tuple& fields) {
+    return {fields[0].cast<int>(), fields[1].cast<double>(), fields[2].cast<double>(), fields[3].cast<int64_t>()};
+}
+
 std::tuple<int, int64_t> result_of(const DecodeResult& result) {
     return std::make_tuple(static_cast<int>(result.status), result.block);
 }
@@ -208,6 +213,26 @@ void bind_weight_compression(py::module_& m) {
         },
         "How a tensor whose quantiser has been chosen is stored; addresses have to outlive the plan.");
     m.def(
+        "plan_by_entropy",
+        [](int dtype, int64_t n, uintptr_t x, const std::vector<int64_t>& sizes, const py::tuple& by, int threads) {
+            const Shape shape = shape_of(sizes);
+            const cpu::ByEntropy rule = by_entropy(by);
+            py::gil_scoped_release release;
+            return cpu::plan_by_entropy(values(dtype, n, x), shape, rule, on_cpu(threads));
+        },
+        "The same from the values to the plan, for what is made by default.");
+    m.def(
+        "write_payloads",
+        [](const std::vector<std::tuple<int, int64_t, uintptr_t>>& tensors, const py::tuple& by, uintptr_t out,
+           int64_t room, int threads) {
+            std::vector<Values> all;
+            for (const auto& [dtype, n, x] : tensors) all.push_back(values(dtype, n, x));
+            const cpu::ByEntropy rule = by_entropy(by);
+            py::gil_scoped_release release;
+            return cpu::write_payloads(all, rule, pointer<uint8_t>(out), room, on_cpu(threads));
+        },
+        "Payloads of flat tensors up to the first that is not made by default; their bytes.");
+    m.def(
         "decode_blocks",
         [](uintptr_t data, int64_t size, uintptr_t table, uintptr_t escapes, int64_t n, const py::tuple& fields,
            uintptr_t lengths, int bits, int dtype, uintptr_t out, bool accumulate, double scale, bool check,
@@ -230,6 +255,20 @@ void bind_weight_compression(py::module_& m) {
             return cpu::decode_payload(pointer<const uint8_t>(data), size, shape, n, target, check, on_cpu(threads));
         },
         "Whether a whole payload was one of the usual kinds, and right.");
+    m.def(
+        "decode_payloads",
+        [](uintptr_t data, const std::vector<int64_t>& bytes,
+           const std::vector<std::tuple<int, int64_t, uintptr_t>>& outs, bool accumulate, double scale, bool check,
+           int threads) {
+            std::vector<cpu::FlatTarget> targets;
+            for (size_t i = 0; i < outs.size(); ++i) {
+                const auto& [dtype, n, out] = outs[i];
+                targets.push_back({{static_cast<DType>(dtype), pointer<void>(out), accumulate, scale}, n, bytes.at(i)});
+            }
+            py::gil_scoped_release release;
+            return cpu::decode_payloads(pointer<const uint8_t>(data), targets, check, on_cpu(threads));
+        },
+        "How many of flat tensors' payloads were of the usual kinds, and right, up to the first that was not.");
     m.def(
         "copy_plane",
         [](int64_t n, uintptr_t x, const py::tuple& fields, uintptr_t out, uintptr_t table, int threads) {

@@ -115,14 +115,39 @@ PayloadPlan plan_payload(const Values& x, const Shape& shape, const Scheme& sche
                          const uint32_t* escapes, int64_t escape_bytes, const Values& sample, double fraction,
                          const Launch& on);
 
-// Returns the payload's bytes, or -1 if the plan's room does not suffice.
+// One range, and floor_bits + H bits of levels: H is the entropy of a sample (see levels.h) in 2^entropy_bits bins.
+// Tensors of `sampled_from` values and more get the sample's code where that suffices.
+struct ByEntropy {
+    int entropy_bits;
+    double floor_bits, fraction;
+    int64_t sampled_from;
+};
+
+// From values to plan. Raw, too, for values that are all equal or not all finite. n >= 1.
+PayloadPlan plan_by_entropy(const Values& x, const Shape& shape, const ByEntropy& by, const Launch& on);
+
+// Returns the payload's bytes, or -1 if the plan's room does not suffice. What is left of the room becomes zeros.
 int64_t write_payload(const PayloadPlan& plan, uint8_t* out, const Launch& on);
+
+// The payloads of flat tensors, one behind the other, up to the first that is raw by such a plan, or for which its room
+// or what is left of `room` does not suffice. Returns the bytes of those written.
+std::vector<int64_t> write_payloads(const std::vector<Values>& tensors, const ByEntropy& by, uint8_t* out, int64_t room,
+                                    const Launch& on);
 
 // A whole payload of that shape, of n elements in all, if it is of a kind that is made by default; false if it is not,
 // or if anything is wrong with it. What has been written by then is unspecified; nothing has been added before all was
 // right that `check` compares.
 bool decode_payload(const uint8_t* data, int64_t size, const Shape& shape, int64_t n, const Target& out, bool check,
                     const Launch& on);
+
+struct FlatTarget {
+    Target out;
+    int64_t n, bytes;  // of its values, of its payload
+};
+
+// Payloads of flat tensors, one behind the other. Returns how many were decoded before the first of which
+// decode_payload says false.
+int64_t decode_payloads(const uint8_t* data, const std::vector<FlatTarget>& targets, bool check, const Launch& on);
 
 // The bytes of one plane as they are, in blocks of block_symbols.
 void copy_plane(const Values& x, const Plane& plane, uint8_t* out, BlockEntry* table, const Launch& on);

@@ -4,6 +4,7 @@
 // which says what.
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #include "common/exact_denormals.h"
@@ -12,6 +13,7 @@
 #include "weight_compression/code_lengths.h"
 #include "weight_compression/codec.h"
 #include "weight_compression/crc32c.h"
+#include "weight_compression/levels.h"
 #include "weight_compression/payload_layout.h"
 
 namespace platonic {
@@ -141,6 +143,26 @@ PayloadPlan plan_payload(const Values& x, const Shape& shape, const Scheme& sche
             lengths};
 }
 
+PayloadPlan plan_by_entropy(const Values& x, const Shape& shape, const ByEntropy& by, const Launch& on) {
+    const ExactDenormals exact;
+    const int64_t size = sample_size(x.n, by.fraction);
+    const std::unique_ptr<char[]> memory(new char[size * item_bytes(x.dtype)]);  // not cleared
+    const Values sample{x.dtype, memory.get(), size}, all{x.dtype, nullptr, 0};
+    const Range range = value_range(x, by.fraction, memory.get(), on);
+    Scheme scheme{int64_t{1} << by.entropy_bits, range.lo, range.hi, 0, nullptr, false, {}};
+    PayloadPlan plan{static_cast<int>(Mode::raw), 0, x, scheme, nullptr, {}, {}};
+    if (!range.finite || !(range.lo < range.hi)) return plan;
+    std::vector<int64_t> counts(scheme.levels);
+    symbol_counts(sample, scheme, counts.data(), on);
+    const double entropy = histogram_entropy(counts.data(), scheme.levels);
+    scheme.levels = levels_of_bits(entropy + by.floor_bits);
+    if (x.n >= by.sampled_from && scheme.levels <= max_coded_levels)
+        plan = plan_payload(x, shape, scheme, entropy, nullptr, 0, sample, by.fraction, on);
+    if (plan.mode == static_cast<int>(Mode::raw))
+        plan = plan_payload(x, shape, scheme, entropy, nullptr, 0, all, by.fraction, on);
+    return plan;
+}
+
 int64_t write_payload(const PayloadPlan& plan, uint8_t* out, const Launch& on) {
     const int64_t blocks = block_count(plan.x.n), row = entry_bytes(plan.escapes != nullptr);
     const int64_t prefix = static_cast<int64_t>(plan.prefix.size()), begin = prefix + row * blocks + 4;
@@ -158,7 +180,24 @@ int64_t write_payload(const PayloadPlan& plan, uint8_t* out, const Launch& on) {
         if (plan.escapes) put(at + 8, plan.escapes[b]);
     }
     put(out + begin - 4, crc32c(0, out, begin - 4));
+    memset(out + begin + size, 0, plan.room - begin - size);
     return begin + size;
+}
+
+std::vector<int64_t> write_payloads(const std::vector<Values>& tensors, const ByEntropy& by, uint8_t* out, int64_t room,
+                                    const Launch& on) {
+    std::vector<int64_t> sizes;
+    for (const Values& x : tensors) {
+        if (x.n == 0) break;
+        const PayloadPlan plan = plan_by_entropy(x, {1, {x.n}}, by, on);
+        if (plan.mode == static_cast<int>(Mode::raw) || plan.room > room) break;
+        const int64_t size = write_payload(plan, out, on);
+        if (size < 0) break;
+        sizes.push_back(size);
+        out += size;
+        room -= size;
+    }
+    return sizes;
 }
 
 bool decode_payload(const uint8_t* data, int64_t size, const Shape& shape, int64_t n, const Target& out, bool check,
@@ -196,6 +235,16 @@ bool decode_payload(const uint8_t* data, int64_t size, const Shape& shape, int64
     const Coding coding{coded ? lengths.data() : nullptr, bits};
     const Blocks all{data + begin, size - begin, table.data(), nullptr};
     return decode_blocks(all, n, q.scheme, coding, out, check, on).status == DecodeStatus::ok;
+}
+
+int64_t decode_payloads(const uint8_t* data, const std::vector<FlatTarget>& targets, bool check, const Launch& on) {
+    int64_t done = 0;
+    for (const FlatTarget& target : targets) {
+        if (!decode_payload(data, target.bytes, {1, {target.n}}, target.n, target.out, check, on)) break;
+        data += target.bytes;
+        ++done;
+    }
+    return done;
 }
 
 }  // namespace cpu

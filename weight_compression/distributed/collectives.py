@@ -397,8 +397,11 @@ class _Step(Task):
         if self.job.traffic is not None:
             self.job.traffic.add_seconds(coding, sending)
 
+    def blaming(self, rank: int, fragments: Sequence[Fragment]) -> messages.Blaming:
+        return lambda i: self.blaming_all(rank, fragments[i : i + 1])
+
     @contextlib.contextmanager
-    def blaming(self, rank: int, fragments: Sequence[Fragment]) -> Iterator[None]:
+    def blaming_all(self, rank: int, fragments: Sequence[Fragment]) -> Iterator[None]:
         try:
             yield
         except PayloadError as error:
@@ -444,21 +447,24 @@ class _Add(_Step):
                 if exact:
                     together.add_(torch.cat([job.values_of(f) for f in exact]), alpha=self.scale)
                 continue
-            payloads = messages.split_payloads(received.data[rank], received.lengths[rank])
-            for total, f, length in zip(sums, coded, received.lengths[rank], strict=False):
-                with self.blaming(rank, [f]):
-                    messages.add(next(payloads), length < 0, total, self.scale)
+            packed = messages.Packed(received.data[rank], received.lengths[rank])
+            messages.add(packed, sums, self.scale, self.blaming(rank, coded))
             if exact:
-                with self.blaming(rank, exact):
-                    messages.add(next(payloads), True, together, self.scale)
+                values = torch.empty_like(together)
+                with self.blaming_all(rank, exact):
+                    messages.read_exact(packed, values)
+                together.add_(values, alpha=self.scale)
         job.channel.handing.submit(_HandSums(job, self.piece, sums, together))
 
     def _start(self, fragment: Fragment, own: bool) -> torch.Tensor:
-        """What earlier jobs left, or nothing, and this rank's own values if they are the first."""
+        """What earlier jobs left, or nothing, and this rank's own values if they are the first.
+
+        Own values become the sum in place, in the job's tensor, where that is of the working dtype: nobody reads them again.
+        """
         values, residual = self.job.values_of(fragment), self.job.residual_of(fragment)
         if residual is not None:
             return residual.add_(values, alpha=self.scale) if own else residual
-        return values * self.scale if own else torch.zeros_like(values)
+        return values.mul_(self.scale) if own else torch.zeros_like(values)
 
     def fail(self, error: BaseException) -> None:
         super().fail(error)
@@ -487,37 +493,32 @@ class _Hand(_Step):
     def complete(self, received: Received) -> None:
         for rank in range(self.ranks):
             own = rank == self.rank
-            lengths = self.own.lengths if own else received.lengths[rank]
-            self._write(rank, self.own.data if own else received.data[rank], lengths)
+            self._write(rank, self.own if own else messages.Packed(received.data[rank], received.lengths[rank]))
         self.job.piece_came()
 
-    def _write(self, rank: int, data: torch.Tensor, lengths: list[int]) -> None:
+    def _write(self, rank: int, packed: messages.Packed) -> None:
         job, coded, exact = self.job, self.piece.coded[rank], self.piece.exact[rank]
-        if job.reject_nonfinite and any(length < 0 for length in lengths):
+        if job.reject_nonfinite and any(length < 0 for length in packed.lengths):
             # All ranks see this, and go on together: the job will have failed, the channel has not.
             job.reject(NonFiniteError(f"NaN or infinity in the sum that rank {job.channel.global_rank(rank)} made"))
-        payloads = messages.split_payloads(data, lengths)
-        for f, length in zip(coded, lengths, strict=False):
-            out = job.tensors[f.tensor][f.start : f.stop]
-            payload = next(payloads)
-            with self.blaming(rank, [f]):
-                if out.dtype == job.working:
-                    messages.read(payload, length < 0, out)
-                else:
-                    values = torch.empty(f.numel, dtype=job.working, device=self.device)
-                    messages.read(payload, length < 0, values)
-                    out.copy_(values)
-            if job.traffic is not None:
-                job.traffic.add_payload(job.numbers[f.tensor], f.numel, payload)
+        outs = [job.tensors[f.tensor][f.start : f.stop] for f in coded]
+        # In the working dtype.
+        values = [out if out.dtype == job.working else torch.empty_like(out, dtype=job.working) for out in outs]
+        messages.read(packed, values, self.blaming(rank, coded))
+        for out, value in zip(outs, values, strict=True):
+            if value is not out:
+                out.copy_(value)
         if exact:
-            payload = next(payloads)
-            values = torch.empty(sum(f.numel for f in exact), dtype=job.working, device=self.device)
-            with self.blaming(rank, exact):
-                messages.read(payload, True, values)
-            for f, part in zip(exact, values.split([f.numel for f in exact]), strict=True):
+            together = torch.empty(sum(f.numel for f in exact), dtype=job.working, device=self.device)
+            with self.blaming_all(rank, exact):
+                messages.read_exact(packed, together)
+            for f, part in zip(exact, together.split([f.numel for f in exact]), strict=True):
                 job.tensors[f.tensor][f.start : f.stop].copy_(part)
-                if job.traffic is not None:
-                    job.traffic.add_exact(job.numbers[f.tensor], f.numel, job.working.itemsize * f.numel)
+        if job.traffic is not None:
+            for f, payload in zip(coded, packed.payloads(), strict=False):
+                job.traffic.add_payload(job.numbers[f.tensor], f.numel, payload)
+            for f in exact:
+                job.traffic.add_exact(job.numbers[f.tensor], f.numel, job.working.itemsize * f.numel)
 
 
 class _HandSums(_Hand):
@@ -563,8 +564,7 @@ class _Failed(_Hand):
 
 def keep_rest(packed: messages.Packed, values: Sequence[torch.Tensor]) -> None:
     """What decoding will not give back stays in `values`. After NaN or infinity there is no rest."""
-    for value, length, payload in zip(values, packed.lengths, packed.payloads(), strict=False):
+    messages.add(packed, values, -1.0, lambda i: contextlib.nullcontext())
+    for value, length in zip(values, packed.lengths, strict=False):
         if length < 0:
             value.zero_()
-        else:
-            messages.add(payload, False, value, -1.0)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import TypeAlias
 
 import torch
 
+from weight_compression import _ops
 from weight_compression.codec import compress_bound, compress_into, decompress
 from weight_compression.config import CompressionConfig
 
-__all__ = ["Packed", "add", "pack", "read", "split_payloads"]
+__all__ = ["Packed", "add", "pack", "read", "read_exact"]
 
 _AS_INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
@@ -29,7 +33,10 @@ class Packed:
         self.data, self.lengths = data, lengths
 
     def payloads(self) -> Iterator[torch.Tensor]:
-        return split_payloads(self.data, self.lengths)
+        end = 0
+        for length in self.lengths:
+            yield self.data[end : end + abs(length)]
+            end += abs(length)
 
 
 def pack(coded: Sequence[torch.Tensor], exact: Sequence[torch.Tensor], config: CompressionConfig) -> Packed:
@@ -53,8 +60,17 @@ def _pack(values: list[torch.Tensor], finite: list[bool], config: CompressionCon
     memory = torch.empty(sum(room), dtype=torch.uint8, device=device)
     if device.type != "cpu":
         return _pack_on_device(values, finite, config, memory, room)
-    lengths, end = [], 0
-    for x, is_finite in zip(values, finite, strict=True):
+    lengths: list[int] = []
+    end = 0
+    while len(lengths) < len(values):
+        if config.is_by_entropy_alone:
+            # As many as can be in one call: what Python does for each takes as long as coding a small tensor.
+            sizes = _ops.write_payloads(values[len(lengths) :], config, memory[end:])
+            end += sum(sizes)
+            lengths += sizes
+            if len(lengths) == len(values):
+                break
+        x, is_finite = values[len(lengths)], finite[len(lengths)]
         size = int(compress_into(x, memory[end:], config))
         if size < 0:
             size, is_finite = int(compress_into(x.view(_AS_INTEGERS[x.dtype]), memory[end:], config)), False
@@ -77,24 +93,46 @@ def _pack_on_device(
     return Packed(data, [size if is_finite else -size for size, is_finite in zip(sizes, finite, strict=True)])
 
 
-def split_payloads(data: torch.Tensor, lengths: Sequence[int]) -> Iterator[torch.Tensor]:
-    """uint8 data cut into payloads."""
-    end = 0
-    for length in lengths:
-        yield data[end : end + abs(length)]
-        end += abs(length)
+Blaming: TypeAlias = Callable[[int], AbstractContextManager[None]]  # in which tensor i is decoded
 
 
-def read(payload: torch.Tensor, exact: bool, out: torch.Tensor) -> None:
-    """A payload's values into flat float32 or float64 `out`."""
-    decompress(payload, out.view(_AS_INTEGERS[out.dtype]) if exact else out)
+def read(packed: Packed, outs: Sequence[torch.Tensor], blaming: Blaming) -> None:
+    """The first payloads' values into flat float32 or float64 `outs`."""
+    _decode(packed, outs, blaming, False, 1.0)
 
 
-def add(payload: torch.Tensor, exact: bool, out: torch.Tensor, scale: float) -> None:
-    """out += scale * values."""
-    if exact:
-        values = torch.empty_like(out)
-        read(payload, True, values)
-        out.add_(values, alpha=scale)
-    else:
-        decompress(payload, out, accumulate=True, scale=scale)
+def add(packed: Packed, outs: Sequence[torch.Tensor], scale: float, blaming: Blaming) -> None:
+    """outs += scale * values."""
+    _decode(packed, outs, blaming, True, scale)
+
+
+def read_exact(packed: Packed, out: torch.Tensor) -> None:
+    """What :func:`pack` was given as `exact`, together, into flat `out`."""
+    payload = packed.data[packed.data.numel() - abs(packed.lengths[-1]) :]
+    decompress(payload, out.view(_AS_INTEGERS[out.dtype]))
+
+
+def _decode(packed: Packed, outs: Sequence[torch.Tensor], blaming: Blaming, accumulate: bool, scale: float) -> None:
+    i = begin = 0
+    while i < len(outs):
+        if outs[i].device.type == "cpu":
+            # As many as can be in one call: they are of the usual kind, and right.
+            sizes = list(itertools.takewhile(lambda length: length >= 0, packed.lengths[i : len(outs)]))
+            done = _ops.decode_payloads(packed.data[begin:], sizes, outs[i : i + len(sizes)], accumulate, scale)
+            begin += sum(sizes[:done])
+            i += done
+            if i == len(outs):
+                break
+        length, out = packed.lengths[i], outs[i]
+        payload = packed.data[begin : begin + abs(length)]
+        with blaming(i):
+            if length >= 0:
+                decompress(payload, out, accumulate=accumulate, scale=scale)
+            elif accumulate:
+                values = torch.empty_like(out)
+                decompress(payload, values.view(_AS_INTEGERS[out.dtype]))
+                out.add_(values, alpha=scale)
+            else:
+                decompress(payload, out.view(_AS_INTEGERS[out.dtype]))
+        begin += abs(length)
+        i += 1
