@@ -18,7 +18,6 @@ from layerwise_runs import Results, load_data, make_parser
 from torch import nn
 
 import layerwise as lw
-from layerwise import zoo
 
 WIDTH = 50
 
@@ -39,7 +38,10 @@ def main() -> None:
 
 
 def make_model(layers: int) -> nn.Module:
-    return zoo.make("mlp", depth=layers, hidden=WIDTH, in_features=784)
+    made: list[nn.Module] = []
+    for i in range(layers):
+        made += [nn.Linear(WIDTH if i else 784, WIDTH), nn.ReLU()]
+    return nn.Sequential(*made, nn.Linear(WIDTH, 10))
 
 
 def train_greedily(args: Any, results: Results, data: Any, seed: int) -> None:
