@@ -1,6 +1,7 @@
 """Layer-wise training of any module: units with heads and losses of their own, in place of end-to-end backpropagation."""
 
 from layerwise.checkpoint import CheckpointError
+from layerwise.decision import AffineHead, BudgetError, DecisionBlock
 from layerwise.ensembles import HeadEnsemble, make_ensemble
 from layerwise.growth import grow
 from layerwise.heads import ConvHead, HeadOutput, HeadSpec, LinearHead, OwnHead, PredSimHead, TokenHead, build_head
@@ -9,7 +10,8 @@ from layerwise.initialisation import initialise_unit
 from layerwise.isolation import IsolationError, assert_isolated
 from layerwise.local_losses import PredSimLoss, ScoresLoss, make_local_loss, similarity_matrix
 from layerwise.loop import NonFiniteLossError
-from layerwise.memory import MemoryUse, measure_memory
+from layerwise.memory import MemoryUse, measure_memory, saved_bytes
+from layerwise.memory_report import MemoryReport, PredictionError, WindowMemory, backprop_memory, memory_report
 from layerwise.method import Method, OptimizerSpec, Stopping
 from layerwise.presets import greedy
 from layerwise.pruning import Pruning, PruningError, filter_importance, prune_unit
@@ -23,9 +25,12 @@ from layerwise.units import Chain, Unit
 from platonic_core import __version__
 
 __all__ = [
+    "AffineHead",
+    "BudgetError",
     "Chain",
     "CheckpointError",
     "ConvHead",
+    "DecisionBlock",
     "HeadEnsemble",
     "HeadOutput",
     "HeadSpec",
@@ -33,6 +38,7 @@ __all__ = [
     "IsolationError",
     "LayerwiseTrainer",
     "LinearHead",
+    "MemoryReport",
     "MemoryUse",
     "Method",
     "NonFiniteLossError",
@@ -40,6 +46,7 @@ __all__ = [
     "OwnHead",
     "PredSimHead",
     "PredSimLoss",
+    "PredictionError",
     "Pruning",
     "PruningError",
     "Regularisation",
@@ -50,8 +57,10 @@ __all__ = [
     "Stopping",
     "TokenHead",
     "Unit",
+    "WindowMemory",
     "__version__",
     "assert_isolated",
+    "backprop_memory",
     "bottom_up",
     "build_head",
     "filter_importance",
@@ -64,8 +73,10 @@ __all__ = [
     "make_ensemble",
     "make_local_loss",
     "measure_memory",
+    "memory_report",
     "prune_unit",
     "robin",
+    "saved_bytes",
     "segments",
     "similarity_matrix",
     "simultaneous",
