@@ -58,7 +58,7 @@ def train_greedily(args: Any, results: Results, data: Any, seed: int) -> None:
         model,
         method,
         classes=10,
-        cache=lw.FeatureCache(deterministic=True, shuffle=True),
+        cache=lw.FeatureCache(limit_bytes=1 << 27, deterministic=True, shuffle_batches=True),
         checkpoint=path,
         checkpoint_every=500,
     )

@@ -1,6 +1,7 @@
 """Layer-wise training of any module: units with heads and losses of their own, in place of end-to-end backpropagation."""
 
 from layerwise.checkpoint import CheckpointError
+from layerwise.decision import AffineHead, BudgetError, DecisionBlock
 from layerwise.ensembles import HeadEnsemble, make_ensemble
 from layerwise.feature_cache import FeatureCache
 from layerwise.filtering import Filter, KFilter, LossFilter
@@ -12,6 +13,7 @@ from layerwise.isolation import IsolationError, assert_isolated
 from layerwise.local_losses import PredSimLoss, ScoresLoss, make_local_loss, similarity_matrix
 from layerwise.loop import NonFiniteLossError, accuracy
 from layerwise.memory import MemoryUse, measure_memory, saved_bytes
+from layerwise.memory_report import MemoryReport, PredictionError, WindowMemory, backprop_memory, memory_report
 from layerwise.method import Method, OptimizerSpec, Stopping
 from layerwise.neighbours import k_filter, k_redundancy, k_redundant
 from layerwise.presets import greedy
@@ -26,9 +28,12 @@ from layerwise.units import Chain, Unit
 from platonic_core import __version__
 
 __all__ = [
+    "AffineHead",
+    "BudgetError",
     "Chain",
     "CheckpointError",
     "ConvHead",
+    "DecisionBlock",
     "FeatureCache",
     "Filter",
     "HeadEnsemble",
@@ -40,6 +45,7 @@ __all__ = [
     "LayerwiseTrainer",
     "LinearHead",
     "LossFilter",
+    "MemoryReport",
     "MemoryUse",
     "Method",
     "NonFiniteLossError",
@@ -47,6 +53,7 @@ __all__ = [
     "OwnHead",
     "PredSimHead",
     "PredSimLoss",
+    "PredictionError",
     "Pruning",
     "PruningError",
     "Regularisation",
@@ -57,9 +64,11 @@ __all__ = [
     "Stopping",
     "TokenHead",
     "Unit",
+    "WindowMemory",
     "__version__",
     "accuracy",
     "assert_isolated",
+    "backprop_memory",
     "bottom_up",
     "build_head",
     "filter_importance",
@@ -75,6 +84,7 @@ __all__ = [
     "make_ensemble",
     "make_local_loss",
     "measure_memory",
+    "memory_report",
     "prune_unit",
     "robin",
     "saved_bytes",

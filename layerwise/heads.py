@@ -20,6 +20,7 @@ __all__ = [
     "LinearHead",
     "OwnHead",
     "PredSimHead",
+    "SizedHeadSpec",
     "TokenHead",
     "build_head",
     "scores_of",
@@ -54,6 +55,17 @@ class HeadSpec(Protocol):
         """A module that maps tensors shaped like `example` to (B, classes) scores or to :class:`HeadOutput`."""
 
 
+@runtime_checkable
+class SizedHeadSpec(Protocol):
+    """A specification of a head whose sizes depend on where it goes."""
+
+    def size_for(self, place: Any, sizes: dict[str, int] | None = None) -> HeadSpec:
+        """A specification with fixed sizes, which its attribute ``sizes`` tells, for a :class:`~layerwise.subnet.Place`.
+
+        `sizes` are those found before, as a checkpoint kept them; they are taken as they are.
+        """
+
+
 def build_head(spec: HeadSpec, example: Tensor, classes: int) -> nn.Module:
     """The head of a unit whose output looks like `example`, on its device.
 
@@ -68,7 +80,10 @@ def build_head(spec: HeadSpec, example: Tensor, classes: int) -> nn.Module:
         raise TypeError(f"head: expected a specification such as LinearHead(), got {type(spec).__name__}")
     if classes < 1:
         raise ValueError(f"classes: expected a positive number, got {classes}")
-    return spec.build(example, classes).to(example.device)
+    with example.device:
+        head = spec.build(example, classes)
+    elsewhere = any(t.device != example.device for t in (*head.parameters(), *head.buffers()))
+    return head.to(example.device) if elsewhere else head
 
 
 class Pool2d(nn.Module):

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from layerwise.heads import build_head
+from layerwise.heads import SizedHeadSpec, build_head
 from layerwise.method import Method
 from layerwise.regularisers import Regularisation
 from layerwise.schedules import Window
 from layerwise.units import Chain, State, detach_state, main_tensor, replace_main
 
-__all__ = ["Subnet", "Training", "make_training"]
+__all__ = ["Place", "Subnet", "Training", "make_training"]
 
 
 class Subnet(nn.Module):
@@ -63,6 +64,8 @@ class Training:
         The weights then, if they are to be restored.
     stale : int
         Epochs since then.
+    sizes : dict or None
+        Those that the head was given, if its specification is sized for its place.
     """
 
     subnet: Subnet
@@ -76,6 +79,7 @@ class Training:
     best: float = -1.0
     best_state: dict[str, Tensor] | None = None
     stale: int = 0
+    sizes: dict[str, int] | None = None
     parallel: nn.Module | None = field(default=None, repr=False)
 
     @property
@@ -145,6 +149,7 @@ class Training:
             "best": self.best,
             "best_state": self.best_state,
             "stale": self.stale,
+            "sizes": self.sizes,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -159,10 +164,49 @@ class Training:
         self.best, self.best_state, self.stale = state["best"], state["best_state"], state["stale"]
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a head goes: what a specification needs to size it.
+
+    Attributes
+    ----------
+    chain, window, method, classes, amp, accumulate, clip_norm
+        Of the training.
+    inputs : Tensor or tuple of Tensor
+        A batch as it enters the chain.
+    output : Tensor
+        What the window makes of its first samples.
+    trainings : mapping
+        Other windows' trainings so far, whose heads and optimisers stay in memory.
+    """
+
+    chain: Chain
+    window: Window
+    method: Method
+    classes: int
+    inputs: State
+    output: Tensor
+    trainings: Mapping[Window, Training] = field(default_factory=dict)
+    amp: torch.dtype | None = None
+    accumulate: int = 1
+    clip_norm: float | None = None
+
+
 def make_training(
-    chain: Chain, window: Window, state: State, method: Method, *, classes: int, epochs: int, amp: torch.dtype | None
+    chain: Chain,
+    window: Window,
+    state: State,
+    method: Method,
+    *,
+    classes: int,
+    epochs: int,
+    amp: torch.dtype | None,
+    sizes: dict[str, int] | None = None,
+    **place: Any,
 ) -> Training:
     """A new window: its head sized for what the units make of `state`, and its optimiser.
+
+    `place` are further fields of :class:`Place`; `sizes` those of a head that was sized before.
 
     The units are left in training mode and want gradients; their running statistics are not touched.
     """
@@ -173,9 +217,14 @@ def make_training(
     with torch.no_grad(), torch.autocast(device, amp, enabled=amp is not None):
         for unit in units:
             state = unit(state)
-    out = main_tensor(state)
+    out = main_tensor(state)[:2].float().clone()  # enough to build on, and the rest can go
+    del state
     is_output = chain.has_output and window[1] == len(chain) - 1
-    head = build_head(method.head_of(window[1], is_output), out.float(), classes)
+    spec = method.head_of(window[1], is_output)
+    if isinstance(spec, SizedHeadSpec):
+        spec = spec.size_for(Place(chain, window, method, classes, output=out, amp=amp, **place), sizes)
+        sizes = spec.sizes  # type: ignore[attr-defined]
+    head = build_head(spec, out, classes)
     for unit in units:
         unit.unfreeze()
     subnet = Subnet(chain, window, head, method.regularisation)
@@ -188,6 +237,7 @@ def make_training(
         lr=lr,
         weight_decay=weight_decay,
         epochs=epochs,
+        sizes=sizes,
     )
     training.optimizer = method.optimizer.build(training.optimizer_parameters(), lr, weight_decay)
     return training

@@ -276,23 +276,34 @@ class LayerwiseTrainer:
 
     # ---- windows ----
 
-    def make_training(self, window: Window, state: State) -> Training:
-        """A new training of a window whose units get inputs like `state` at the chain's beginning."""
-        epochs = sum(stage.epochs for stage in self.stages if window in stage.windows)
-        state = self.feednet.advance(state, 0, window[0])
+    def make_training(self, window: Window, state: State, sizes: dict[str, int] | None = None) -> Training:
+        """A new training of a window whose units get inputs like `state` at the chain's beginning; `sizes` are those of a
+        head that was sized before."""
         return make_training(
-            self.chain, window, state, self.method, classes=self.classes, epochs=epochs, amp=self.feednet.amp
+            self.chain,
+            window,
+            self.feednet.advance(state, 0, window[0]),
+            self.method,
+            classes=self.classes,
+            epochs=sum(stage.epochs for stage in self.stages if window in stage.windows),
+            amp=self.feednet.amp,
+            sizes=sizes,
+            inputs=state,
+            trainings=self.trainings,
+            accumulate=self.loop.accumulate,
+            clip_norm=self.loop.clip_norm,
         )
 
-    def _enter(self, window: Window, loader: Iterable[Any], *, initialise: bool = True) -> Training:
-        """The window's training, made or taken up again."""
+    def _enter(self, window: Window, loader: Iterable[Any], kept: dict[str, Any] | None = None) -> Training:
+        """The window's training, made or taken up again; or made as a checkpoint kept it."""
         training = self.trainings.get(window)
         if training is None:
             if self._example is None:
                 self._example = self._take_example(loader)
-            if self.method.platonic_init and initialise:
+            if self.method.platonic_init and kept is None:
                 self._initialise(window, loader)
-            training = self.trainings[window] = self.make_training(window, self._example)
+            sizes = None if kept is None else kept["sizes"]
+            training = self.trainings[window] = self.make_training(window, self._example, sizes)
         if self.distributed == "ddp" and training.parallel is None:
             training.parallel = nn.parallel.DistributedDataParallel(training.subnet)
         elif callable(self.distributed) and window not in self.loop.averagers:
@@ -470,7 +481,7 @@ class LayerwiseTrainer:
         self._example = self._take_example(loader)
         self.trainings.clear()
         for (first, last), kept in state["trainings"]:
-            training = self._enter((first, last), loader, initialise=False)
+            training = self._enter((first, last), loader, kept)
             if last in state["pruned"]:
                 self._narrow(last, torch.tensor(state["pruned"][last], device=self.device), [training.subnet.head])
             training.load_state_dict(kept)

@@ -1,0 +1,503 @@
+"""How much memory a method takes on a chain, item by item: predicted on tensors without data, or measured.
+
+Both run the trainer's own epoch, so that what is counted is what will be done. The prediction does it on fake tensors,
+which have shapes and storages but no values: nothing is computed, nothing is allocated, and any batch size can be asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses import fake_tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from layerwise.checkpoint import rng_state, set_rng_state
+from layerwise.history import format_table
+from layerwise.memory import MemoryUse, Meter, open_meter, tensor_bytes
+from layerwise.method import Method, Stopping
+from layerwise.regularisers import Regularisation
+from layerwise.schedules import Stage, Window
+from layerwise.subnet import Training
+from layerwise.trainer import LayerwiseTrainer
+from layerwise.units import Chain, State, Unit, main_tensor
+
+__all__ = [
+    "MemoryReport", "PredictionError", "WindowMemory", "backprop_memory", "borrowed", "end_to_end", "memory_report", "stays",
+]  # fmt: skip
+
+_BYTES_PER_MB = 1e6
+
+
+class PredictionError(RuntimeError):
+    """A step whose course depends on values, so that it cannot be followed without them."""
+
+
+@dataclass(frozen=True)
+class WindowMemory:
+    """Bytes that training a window takes, each item by itself. They do not peak together, so they do not add up.
+
+    Attributes
+    ----------
+    window : tuple of int
+        First and last unit.
+    units, head : int
+        Parameters and buffers of what is trained.
+    feednet, above : int
+        Those of the units below and above the window.
+    other_heads : int
+        Those of the heads, and the state of the optimisers, of other windows trained so far.
+    gradients, optimizer : int
+        Of the window's parameters: the gradients, and what its optimiser keeps.
+    best_weights : int
+        What is kept to go back to, if the method restores the best weights.
+    feednet_peak : int
+        Most that was alive while batches were brought in and went through the units below, beyond what stays.
+    kept_units, kept_head : int
+        Activations that the forward pass of the units and of the head left alive for the backward pass.
+    step_peak : int
+        Most that was alive at once in an epoch beyond what stays from one step to the next (weights, optimiser state, the
+        example batch): activations, temporaries, gradients, batches.
+    caches : int
+        As given.
+    total : int
+        `step_peak` and all that stays.
+    """
+
+    window: Window
+    units: int
+    head: int
+    feednet: int
+    above: int
+    other_heads: int
+    gradients: int
+    optimizer: int
+    best_weights: int
+    feednet_peak: int
+    kept_units: int
+    kept_head: int
+    step_peak: int
+    caches: int
+    total: int
+
+    @property
+    def use(self) -> MemoryUse:
+        """`step_peak` and what stays."""
+        return MemoryUse(self.step_peak, self.total - self.step_peak)
+
+
+@dataclass(frozen=True)
+class MemoryReport:
+    """What :func:`memory_report` returns; printed, a table in megabytes (10^6 bytes).
+
+    Attributes
+    ----------
+    rows : tuple of WindowMemory
+        In the order of training.
+    batch_size : int
+        Samples in a batch.
+    measured : bool
+        Whether it was measured, or else predicted.
+    """
+
+    rows: tuple[WindowMemory, ...]
+    batch_size: int
+    measured: bool
+
+    @property
+    def largest(self) -> WindowMemory:
+        """The row with the highest total."""
+        return max(self.rows, key=lambda row: row.total)
+
+    @property
+    def total(self) -> int:
+        """The highest total: the memory that the method needs."""
+        return self.largest.total
+
+    @property
+    def step_peak(self) -> int:
+        """The highest peak of a step."""
+        return max(row.step_peak for row in self.rows)
+
+    def __str__(self) -> str:
+        names = [f.name for f in fields(WindowMemory) if f.name != "window"]
+        rows = [
+            {"window": f"{r.window[0]}-{r.window[1]}", **{n: getattr(r, n) / _BYTES_PER_MB for n in names}}
+            for r in self.rows
+        ]
+        kind = "measured" if self.measured else "predicted"
+        return f"megabytes, {kind}, batches of {self.batch_size}\n{format_table(rows)}"
+
+    def as_dicts(self) -> list[dict[str, Any]]:
+        """The rows with their names, for JSON."""
+        return [asdict(row) for row in self.rows]
+
+
+def memory_report(
+    chain: Chain,
+    method: Method,
+    example: State,
+    classes: int,
+    *,
+    window: Window | None = None,
+    batch_size: int | None = None,
+    amp: torch.dtype | None = None,
+    accumulate: int = 1,
+    clip_norm: float | None = None,
+    caches: int = 0,
+    measure: bool = False,
+) -> MemoryReport:
+    """The memory that `method` takes on `chain`, window by window.
+
+    Parameters
+    ----------
+    chain : Chain
+        The units. They are left as they were: weights, running statistics, gradients, modes, random numbers.
+    method : Method
+        Its heads, loss, optimiser and schedule. Left out are filtering, which only takes samples away, and what happens
+        before and after a window's training: closed-form weights, pruning, validation.
+    example : Tensor or tuple of Tensor
+        An input of the model, of any values.
+    classes : int
+        Classes of the labels.
+    window : tuple of int, optional
+        Report on this window alone; None means all of the method's schedule, in its order.
+    batch_size : int, optional
+        Samples of a batch; None means as many as `example` has.
+    amp, accumulate, clip_norm
+        As of :class:`~layerwise.LayerwiseTrainer`.
+    caches : int, default=0
+        Bytes on the same device that a feature cache takes.
+    measure : bool, default=False
+        Run the steps with data and measure them. This takes the memory and the time of a few training steps per window.
+
+    Returns
+    -------
+    MemoryReport
+        The figures of a step after the first, when the optimiser has its state.
+
+    Raises
+    ------
+    PredictionError
+        If a step depends on values, so that it has to be measured.
+
+    Notes
+    -----
+    In float32, predictions agree with measurements on the CPU to the byte; under autocast some statistics of batch
+    normalisation differ in precision. Measurements on CUDA also hold what kernels need for themselves, such as the workspaces
+    of convolutions, and sizes rounded up by the allocator, neither of which can be predicted. Buckets of distributed
+    training are in neither.
+    """
+    samples = main_tensor(example).shape[0]
+    schedule = _reduced(method.stages(len(chain)) if window is None else [Stage((window,), 1)])
+    plain = replace(method, schedule=schedule, filtering=None, pruning=None, platonic_init=False, stopping=Stopping())
+    rows: list[WindowMemory] = []
+    trained = {i for stage in schedule for first, last in stage.windows for i in range(first, last + 1)}
+    with borrowed(chain, [chain[i] for i in trained] if measure else None) as mode:
+        trainer = LayerwiseTrainer(
+            chain,
+            plain,
+            classes=classes,
+            amp=amp,
+            accumulate=min(accumulate, 2),  # the first of several batches, and those after it
+            clip_norm=clip_norm,
+            progress=False,
+        )
+        trainer._example = _batch_of(example, samples, batch_size or samples, mode)
+        target = torch.arange(batch_size or samples, device=trainer.device) % classes
+        for unit in chain:
+            unit.freeze()
+        for number, stage in enumerate(schedule):
+            trainer._stage = number
+            rows += _run_stage(trainer, stage, target, caches, method.stopping.restore_best)
+    return MemoryReport(tuple(rows), batch_size or samples, measure)
+
+
+_VALUES_NEEDED = (
+    fake_tensor.DataDependentOutputException,
+    fake_tensor.DynamicOutputShapeException,
+    fake_tensor.UnsupportedOperatorException,
+)
+
+
+def end_to_end(method: Method, epochs: int = 1) -> Method:
+    """Backpropagation through all units at once, with the method's optimiser and without noise: what it is compared with."""
+    return replace(
+        method,
+        name="backprop",
+        schedule=lambda units: [Stage(((0, units - 1),), epochs)],
+        loss="cross_entropy",
+        loss_options={},
+        regularisation=Regularisation(),
+    )
+
+
+def backprop_memory(
+    chain: Chain, method: Method, example: State, classes: int, *, measure: bool = False, **options: Any
+) -> MemoryUse:
+    """What full backpropagation takes with the method's optimiser, the reference for budgets that are fractions.
+
+    Arguments as in :func:`memory_report`.
+    """
+    return memory_report(chain, end_to_end(method), example, classes, measure=measure, **options).rows[0].use
+
+
+# ---- one stage ----
+
+
+def _reduced(stages: Sequence[Stage]) -> list[Stage]:
+    """Stages for one epoch each; of those that come up again and again the first two and the last: from the second on, all
+    heads and optimisers are there."""
+    times: dict[tuple[Window, ...], list[int]] = {}
+    for i, stage in enumerate(stages):
+        times.setdefault(stage.windows, []).append(i)
+    kept = sorted({i for found in times.values() for i in (*found[:2], found[-1])})
+    return [replace(stages[i], epochs=1, feed="frozen") for i in kept]
+
+
+def _run_stage(
+    trainer: LayerwiseTrainer, stage: Stage, target: Tensor, caches: int, keep_best: bool
+) -> list[WindowMemory]:
+    """Train the stage's windows for a few batches, the first of which make the optimisers' state, and count the others."""
+    trainings = [trainer._enter(window, ()) for window in stage.windows]
+    for training in trainings:
+        training.scaler = torch.amp.GradScaler(enabled=False)  # its doubts about infinities would skip steps
+    first = trainer.loop.accumulate
+    others = [t for t in trainer.trainings.values() if not any(t is own for own in trainings)]
+    resident = [
+        *_tensors_of(_modules(trainer.chain)),
+        *_tensors_in(trainer._example),
+        *(t for training in trainings for t in _tensors_of([training.subnet.head])),
+        *_kept_by(others),
+    ]
+    known = [*resident, target, *(t for training in trainings for t in _state_of(training))]
+    with open_meter(known) as meter, _Marks(meter, trainings, first) as marks:
+        made = -tensor_bytes(known)
+        trainer._run_epoch(stage, trainings, marks.copies([(trainer._example, target)] * (2 * first)), None)
+        states = [t for training in trainings for t in _state_of(training)]
+        made += tensor_bytes([*known, *states])  # by the first batches, to stay
+        peak = max(marks.peak, meter.mark()) - made
+    best = [tensor_bytes(_tensors_of([training.subnet])) if keep_best else 0 for training in trainings]
+    total = tensor_bytes([*resident, *states]) + peak + sum(best) + caches
+    rows = []
+    for training, best_bytes, (kept_units, kept_head) in zip(trainings, best, marks.kept, strict=True):
+        first, last = training.subnet.window
+        units = trainer.chain.units
+        rows.append(
+            WindowMemory(
+                window=(first, last),
+                units=tensor_bytes(_tensors_of(units[first : last + 1])),
+                head=tensor_bytes(_tensors_of([training.subnet.head])),
+                feednet=tensor_bytes(_tensors_of(units[:first])),
+                above=tensor_bytes(_tensors_of(units[last + 1 :])),
+                other_heads=stays(others),
+                gradients=tensor_bytes(training.optimizer_parameters()),
+                optimizer=tensor_bytes(_state_of(training)),
+                best_weights=best_bytes,
+                feednet_peak=marks.feednet_peak - made,
+                kept_units=kept_units,
+                kept_head=kept_head,
+                step_peak=peak,
+                caches=caches,
+                total=total,
+            )
+        )
+        training.note(1.0, keep_best)
+    for window in stage.windows:
+        trainer._leave(window, ())
+    return rows
+
+
+class _Marks:
+    """Reads the meter when a batch is asked for, and when a window's forward pass begins, reaches the head, and ends.
+
+    Attributes
+    ----------
+    peak : int
+        Most from the batch number `first` on, up to the last mark.
+    feednet_peak : int
+        Most between the last batch's being asked for and its reaching the first window.
+    kept : list of (int, int)
+        What the last batch left alive in each window's units and head.
+    """
+
+    def __init__(self, meter: Meter, trainings: Sequence[Training], first: int) -> None:
+        self.meter = meter
+        self.trainings = trainings
+        self.first = first
+        self.peak = self.feednet_peak = 0
+        self.kept = [(0, 0) for _ in trainings]
+        self._handles: list[Any] = []
+        self._begin = self._at_head = 0
+
+    def copies(self, batches: Iterable[tuple[State, Tensor]]) -> Iterator[tuple[State, Tensor]]:
+        """Batches that take memory of their own, as those of a loader do."""
+        for number, (inputs, target) in enumerate(batches):
+            if number <= self.first:
+                self.meter.mark()
+                self.peak = 0
+            self._mark()
+            yield tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, inputs), target.clone()
+
+    def _mark(self) -> int:
+        since = self.meter.mark()
+        self.peak = max(self.peak, since)
+        return since
+
+    def __enter__(self) -> _Marks:
+        for number, training in enumerate(self.trainings):
+            self._handles += [
+                training.subnet.register_forward_pre_hook(self._before(number)),
+                training.subnet.head.register_forward_pre_hook(self._reach_head),
+                training.subnet.register_forward_hook(self._after(number)),
+            ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _before(self, number: int) -> Callable[..., None]:
+        def note(*_: object) -> None:
+            since = self._mark()
+            if number == 0:
+                self.feednet_peak = since
+            self._begin = self.meter.live
+
+        return note
+
+    def _reach_head(self, *_: object) -> None:
+        self._at_head = self.meter.live
+
+    def _after(self, number: int) -> Callable[..., None]:
+        def note(*_: object) -> None:
+            self.kept[number] = (self._at_head - self._begin, self.meter.live - self._at_head)
+
+        return note
+
+
+# ---- tensors ----
+
+
+def _modules(chain: Chain) -> list[nn.Module]:
+    """All modules of the units and of the model, each once."""
+    roots = [*chain.units, *([chain.model] if chain.model is not None else [])]
+    return list({id(module): module for root in roots for module in root.modules()}.values())
+
+
+def _tensors_of(modules: Iterable[nn.Module]) -> list[Tensor]:
+    return [t for module in modules for t in (*module.parameters(), *module.buffers())]
+
+
+def _tensors_in(values: Any) -> list[Tensor]:
+    return [x for x in tree_leaves(values) if isinstance(x, Tensor)]
+
+
+def _state_of(training: Training) -> list[Tensor]:
+    if training.optimizer is None:
+        return []
+    return _tensors_in(list(training.optimizer.state.values()))
+
+
+def _kept_by(trainings: Iterable[Training]) -> list[Tensor]:
+    """What trainings keep beside the units: heads, the state of optimisers, the best weights."""
+    return [
+        t
+        for training in trainings
+        for t in (*_tensors_of([training.subnet.head]), *_state_of(training), *_tensors_in(training.best_state))
+    ]
+
+
+def stays(trainings: Iterable[Training]) -> int:
+    """Bytes of what trainings keep beside the units."""
+    return tensor_bytes(_kept_by(trainings))
+
+
+def _batch_of(example: State, samples: int, size: int, fake: FakeTensorMode | None) -> State:
+    """The example with `size` samples: the same ones over and over."""
+
+    def resize(x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        if fake is not None and not isinstance(x, FakeTensor):
+            x = fake.from_tensor(x)
+        if size == samples or x.dim() == 0 or x.shape[0] != samples:
+            return x
+        return x[torch.arange(size, device=x.device) % samples]
+
+    return tree_map(resize, example)
+
+
+# ---- a chain to try things on ----
+
+
+class _Numbers(TorchDispatchMode):
+    """Where code asks a fake tensor for its value (an optimiser for its step count, the trainer whether a loss is finite),
+    the answer is 1."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            (tensor,) = args
+            if isinstance(tensor, FakeTensor) and tensor.constant is None:
+                return 1.0 if tensor.is_floating_point() else 1
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def borrowed(chain: Chain, with_data: Sequence[nn.Module] | None = None) -> Iterator[FakeTensorMode | None]:
+    """The chain to train at will, on fake tensors, or `with_data` the modules listed; everything is put back at the end.
+
+    Yields the mode of the fake tensors, which is on inside. Inside another such block, the chain stays on that one's.
+    """
+    modules = _modules(chain)
+    tensors = _tensors_of(modules)
+    mode = next((t.fake_mode for t in tensors if isinstance(t, FakeTensor)), None)
+    nested = mode is not None
+    if not nested and with_data is None:
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+    values = [(t, t.detach().cpu().clone()) for t in _tensors_of(with_data or ())] if mode is None else []
+    flags = [(t, t.requires_grad, t.grad) for t in tensors]
+    attributes = [(module, dict(module.__dict__)) for module in modules]
+    generators = None if nested else rng_state()
+    stand_ins = {id(t): t if nested or mode is None else mode.from_tensor(t) for t in tensors}
+    try:
+        for tensor in (*tensors, *stand_ins.values()):
+            tensor.grad = None
+        for module in modules:
+            for name in ("_parameters", "_buffers"):
+                own = module.__dict__[name]
+                module.__dict__[name] = {key: None if t is None else stand_ins[id(t)] for key, t in own.items()}
+            if isinstance(module, Unit):
+                module._trainable = tuple(stand_ins[id(t)] for t in module._trainable)
+        with contextlib.nullcontext() if nested or mode is None else _without_values(mode):
+            yield mode
+    finally:
+        for module, before in attributes:
+            module.__dict__.clear()
+            module.__dict__.update(before)
+        with torch.no_grad():
+            for tensor, value in values:
+                tensor.copy_(value)
+        for tensor, wanted, grad in flags:
+            tensor.requires_grad_(wanted)
+            tensor.grad = grad
+        if generators is not None:
+            set_rng_state(generators)
+
+
+@contextlib.contextmanager
+def _without_values(mode: FakeTensorMode) -> Iterator[None]:
+    try:
+        with mode, _Numbers():
+            yield
+    except _VALUES_NEEDED as error:
+        raise PredictionError(
+            f"the step depends on values and cannot be followed without them: {str(error).splitlines()[0]}; measure it "
+            "(measure=True), and give heads fixed sizes"
+        ) from error
