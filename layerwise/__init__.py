@@ -1,5 +1,6 @@
 """Layer-wise training of any module: units with heads and losses of their own, in place of end-to-end backpropagation."""
 
+from layerwise import zoo
 from layerwise.checkpoint import CheckpointError
 from layerwise.heads import ConvHead, HeadOutput, HeadSpec, LinearHead, OwnHead, PredSimHead, TokenHead, build_head
 from layerwise.history import History, format_table
@@ -52,4 +53,5 @@ __all__ = [
     "similarity_matrix",
     "simultaneous",
     "split",
+    "zoo",
 ]
