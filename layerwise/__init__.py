@@ -1,5 +1,6 @@
 """Layer-wise training of any module: units with heads and losses of their own, in place of end-to-end backpropagation."""
 
+from layerwise import zoo
 from layerwise.checkpoint import CheckpointError
 from layerwise.decision import AffineHead, BudgetError, DecisionBlock
 from layerwise.ensembles import HeadEnsemble, make_ensemble
@@ -92,4 +93,5 @@ __all__ = [
     "similarity_matrix",
     "simultaneous",
     "split",
+    "zoo",
 ]

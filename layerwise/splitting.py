@@ -14,7 +14,8 @@ from typing import Any, cast
 from torch import nn
 
 from layerwise.costs import balance, unit_costs
-from layerwise.tracing import cut_model, find_units
+from layerwise.finding import find_units
+from layerwise.tracing import cut_model
 from layerwise.units import Chain, Unit
 
 __all__ = ["split"]
@@ -38,48 +39,53 @@ def split(
         Any module. It is not changed: the units use its parameters under their names, so that ``model.state_dict()`` is
         what it was.
     spec : str, pattern, int, sequence of str or sequence of Unit, default="auto"
-        "auto": timm's groups where the model has a ``group_matcher``; else every module at which one tensor alone crosses
-        and which has a matrix or kernel among its parameters. Residual blocks stay whole, normalisations join the unit
-        before them, and the last linear layer, the classifier, joins the last unit.
+        "auto": the names in the model's attribute ``unit_names`` where it has one; else timm's groups where it has a
+        ``group_matcher``; else every module at which one tensor alone crosses and which has a matrix or kernel among its
+        parameters. Residual blocks and modules that torch.fx cannot follow stay whole, normalisations join the unit before
+        them, and the last linear layer, the classifier, joins the last unit.
         A pattern (``re.compile``): the modules whose whole name it matches, without those inside another that it matches.
         Names: fully qualified names of modules, in any order; each begins a unit, inside residual blocks also.
         A number: as many blocks of consecutive units of `within`, the costliest as cheap as can be.
         Units: taken as they are.
     example : Tensor or tuple of Tensor, optional
-        An input; needed for a number of blocks balanced by memory or time. With it, the chain's output is compared with
-        the model's, bit by bit.
+        An input, or all of them; needed for a number of blocks balanced by memory or time. With it, the chain's output is
+        compared with the model's, bit by bit.
     balance_by : {"memory", "time", "parameters"}, default="memory"
         What blocks are balanced by: bytes that autograd keeps for the backward pass, seconds of a forward and backward
-        pass, or the number of parameters.
+        pass, both in training mode, or the number of parameters.
     within : default="auto"
         The units that blocks are made of.
 
     Returns
     -------
     Chain
-        The units.
+        The units. It can be copied and pickled, and follows the model to another device or type.
 
     Raises
     ------
     SplitError
         If the model cannot be traced, with the line where that failed; if a name is not among its modules or is never
-        called.
+        called; if a trainable parameter is in no unit.
     ValueError
         If the chain would have fewer units than asked for, if two units would share a parameter, or a unit would have
         none.
+    AssertionError
+        If the chain's output for `example` is not the model's: its forward does not do the same twice.
+
+    Notes
+    -----
+    Optional arguments of the model's forward have their defaults. Modules without parameters that several units call, such as
+    one dropout for all, are copied, so that a unit in training does not share them with one in eval mode. What a forward above
+    the units writes into attributes is not written by the chain.
     """
     if isinstance(spec, bool):
         raise TypeError("spec: expected 'auto', a pattern, names, a number or units, got a bool")
     if isinstance(spec, int):
-        names = _blocks(model, spec, example, balance_by, within)
+        chain = cut_model(model, _blocks(model, spec, example, balance_by, within))
     elif not isinstance(spec, (str, re.Pattern)) and any(isinstance(part, Unit) for part in spec):
         chain = _of_units(model, spec)
-        if example is not None:
-            chain.check(example)
-        return chain
     else:
-        names = _names(model, cast("str | re.Pattern[str] | Sequence[str]", spec))
-    chain = cut_model(model, names)
+        chain = cut_model(model, _names(model, cast("str | re.Pattern[str] | Sequence[str]", spec)))
     if example is not None:
         chain.check(example)
     return chain
@@ -90,11 +96,11 @@ def _of_units(model: nn.Module, units: Sequence[Any]) -> Chain:
         raise TypeError("spec: expected units alone or names alone, got a mixture")
     chain = Chain(units, model)
     own = {id(p) for p in chain.parameters()}
-    left = [name for name, p in model.named_parameters() if id(p) not in own]
+    left = [name for name, p in model.named_parameters() if id(p) not in own and p.requires_grad]
     if left:
         raise ValueError(
             f"{len(left)} parameters of the model are in no unit, such as {left[0]!r}; list the modules that hold them in a "
-            "unit's `modules`"
+            "unit's `modules`, or say that they are not to be trained: requires_grad_(False)"
         )
     return chain
 
@@ -122,13 +128,15 @@ def _names(model: nn.Module, spec: str | re.Pattern[str] | Sequence[str]) -> lis
 def _blocks(model: nn.Module, count: int, example: Any, by: str, within: Spec) -> list[str]:
     if count < 1:
         raise ValueError(f"spec: expected a positive number of blocks, got {count}")
-    if isinstance(within, int):
-        raise TypeError("within: expected 'auto', a pattern or names, got a number")
-    finest = split(model, within)
-    if any("." not in unit.name and not hasattr(model, unit.name) for unit in finest):
-        raise TypeError("within: expected 'auto', a pattern or names, got units")
+    if isinstance(within, int) or not (
+        isinstance(within, (str, re.Pattern)) or all(isinstance(w, str) for w in within)
+    ):
+        raise TypeError("within: expected 'auto', a pattern or names, got a number or units")
+    finest = cut_model(model, _names(model, cast("str | re.Pattern[str] | Sequence[str]", within)))
     if count > len(finest):
         raise ValueError(f"spec: {count} blocks of {len(finest)} units; give a finer `within`, or fewer blocks")
+    if by not in ("memory", "time", "parameters"):
+        raise ValueError(f"balance_by: expected 'memory', 'time' or 'parameters', got {by!r}")
     if by == "parameters":
         costs = [float(unit.parameter_count) for unit in finest]
     elif example is None:

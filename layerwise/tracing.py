@@ -6,22 +6,41 @@ as a whole. The forward is traced in training and in eval mode, since what depen
 
 from __future__ import annotations
 
+import copy
+import functools
 import inspect
+import itertools
 import linecache
 import operator
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
-from layerwise.units import Chain, Unit
+from layerwise.units import Chain, Unit, modes_kept
 
-__all__ = ["SplitError", "cut_model", "find_units"]
+__all__ = ["SplitError", "Trace", "cut_model", "trace_modes"]
 
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_FACTORIES = {
+    torch.arange,
+    torch.empty,
+    torch.eye,
+    torch.full,
+    torch.linspace,
+    torch.ones,
+    torch.rand,
+    torch.randint,
+    torch.randn,
+    torch.randperm,
+    torch.tensor,
+    torch.zeros,
+}
 _SIZES = {"size", "dim", "numel"}  # methods that give numbers
 _ARITHMETIC = {
     getattr(operator, name) for name in ("getitem", "add", "sub", "mul", "floordiv", "truediv", "mod", "neg")
@@ -32,19 +51,30 @@ class SplitError(RuntimeError):
     """A model that cannot be cut as asked."""
 
 
-class _Tracer(fx.Tracer):
-    """Remembers which module it was in when tracing failed."""
+# ---- tracing ----
 
-    def __init__(self, leaves: set[str]) -> None:
+
+class _Tracer(fx.Tracer):
+    """Goes into every module but the leaves, and remembers which one it was in when it failed.
+
+    Optional arguments of the model's forward have their defaults, and are no inputs of the trace. Tensors that the forward
+    makes of nothing, random ones among them, are made anew at every call.
+    """
+
+    proxy_buffer_attributes = True
+
+    def __init__(self, leaves: Collection[str] = ()) -> None:
         super().__init__()
         self.leaves = leaves
         self.stack: list[str] = []
         self.failed_in: str | None = None
 
+    def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
+        with _Factories(self):
+            return super().trace(root, concrete_args)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if module_qualified_name in self.leaves:
-            return True
-        return super().is_leaf_module(m, module_qualified_name) and type(m) not in _CONTAINERS
+        return module_qualified_name in self.leaves or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         self.stack.append(self.path_of_module(m))
@@ -57,19 +87,49 @@ class _Tracer(fx.Tracer):
         finally:
             self.stack.pop()
 
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        taken = list(inspect.signature(root_fn).parameters.values())[1:]
+        if any(p.kind is p.VAR_POSITIONAL or (p.kind is p.KEYWORD_ONLY and p.default is p.empty) for p in taken):
+            raise TypeError("forward takes *args or arguments that have to be named; its inputs have to be positional")
+        positional = [p for p in taken if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        inputs = [p for p in positional if p.default is p.empty] or positional[:1]
+        return root_fn, [self.root, *(self.create_proxy("placeholder", p.name, (), {}) for p in inputs)]
 
-def _defaults(model: nn.Module) -> dict[str, Any]:
-    """Optional arguments of forward, which are fixed at their defaults."""
-    parameters = inspect.signature(model.forward).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not p.empty}
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, Tensor) and a not in self.tensor_attrs:
+            kept = itertools.chain(self.root.parameters(), self.root.buffers())
+            if all(a is not tensor for tensor in kept):
+                raise ValueError("a tensor is computed without the input; register it as a buffer")
+        return super().create_arg(a)
 
 
-def _trace(model: nn.Module, leaves: set[str]) -> fx.Graph:
-    tracer = _Tracer(leaves)
-    try:
-        return tracer.trace(model, concrete_args=_defaults(model) or None)
-    except Exception as error:
-        raise _Untraceable(tracer.failed_in or "", error) from error
+class _Factories(TorchFunctionMode):
+    """Functions that make tensors of nothing become part of the trace; also of sizes that are traced, which the functions'
+    own check of their arguments turns down before a mode can see them."""
+
+    def __init__(self, tracer: fx.Tracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _FACTORIES and not types:
+            return self.tracer.create_proxy("call_function", func, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
+
+    def __enter__(self) -> Any:
+        for function in _FACTORIES:
+            setattr(torch, function.__name__, functools.partial(self._call, function))
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        for function in _FACTORIES:
+            setattr(torch, function.__name__, function)
+
+    def _call(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        if any(isinstance(leaf, fx.Proxy) for leaf in tree_leaves((args, kwargs))):
+            return self.tracer.create_proxy("call_function", function, args, kwargs)
+        return function(*args, **kwargs)
 
 
 class _Untraceable(Exception):
@@ -79,28 +139,100 @@ class _Untraceable(Exception):
         self.error = error
 
     def explain(self, model: nn.Module) -> SplitError:
-        frames = traceback.extract_tb(self.error.__traceback__)
-        fx_files = torch.fx.__path__[0]
-        own = [f for f in frames if not f.filename.startswith(fx_files) and f.filename != __file__]
-        line = own[-1] if own else frames[-1]
-        source = (line.line or linecache.getline(line.filename, line.lineno or 0)).strip()
         where = f"module {self.where!r}" if self.where else type(model).__name__
+        library = str(Path(torch.__file__).parent)
+        frames = traceback.extract_tb(self.error.__traceback__)
+        own = [f for f in frames if not f.filename.startswith(library) and f.filename != __file__]
+        at = ""
+        if frames:
+            line = own[-1] if own else frames[-1]
+            source = (line.line or linecache.getline(line.filename, line.lineno or 0)).strip()
+            at = f"{line.filename}:{line.lineno}: `{source}`: "
+        name_it = f"name {self.where!r}, or a module around it, as one unit, or " if self.where else ""
         return SplitError(
-            f"{where} cannot be traced: {line.filename}:{line.lineno}: `{source}`: {self.error}. Name it, or a module around "
-            "it, as one unit, or give units by hand: split(model, [Unit(name, function, modules), ...])"
+            f"{where} cannot be traced: {at}{self.error}. Change that, or {name_it}give units by hand: "
+            "split(model, [Unit(name, function, modules), ...])"
         )
 
 
-# ---- finding units ----
+def _trace(model: nn.Module, leaves: Collection[str]) -> fx.Graph:
+    """The graph. What the forward writes into its modules while it is traced is undone."""
+    tracer = _Tracer(leaves)
+    before = [(module, dict(module.__dict__), dict(module._buffers)) for module in model.modules()]
+    try:
+        graph = tracer.trace(model)
+        for name, module in model.named_modules():
+            for buffer, value in module._buffers.items():
+                if isinstance(value, fx.Proxy):
+                    message = (
+                        f"its forward assigns to the buffer {buffer!r} instead of changing it by a method such as add_"
+                    )
+                    raise _Untraceable(name, ValueError(message))
+        return graph
+    except _Untraceable:
+        raise
+    except Exception as error:
+        raise _Untraceable(tracer.failed_in or "", error) from error
+    finally:
+        for module, attributes, buffers in before:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+            module._buffers.update(buffers)
 
 
-def _blocks_of(node: fx.Node) -> list[str]:
-    """Names of the modules that a node lies in, outermost first, its own last."""
-    stack = [name for name in (node.meta.get("nn_module_stack") or {}) if name]
-    names = [str(name).split("@")[0] for name in stack]
-    if node.op == "call_module" and (not names or names[-1] != node.target):
-        names.append(str(node.target))
-    return names
+class Trace:
+    """A traced forward.
+
+    Attributes
+    ----------
+    graph : Graph
+        The trace.
+    nodes : list of Node
+        In the order of execution.
+    first : dict
+        Names of modules to the index of the first node inside.
+    """
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self.graph = graph
+        self.nodes = list(graph.nodes)
+        self.first: dict[str, int] = {}
+        index = {node: i for i, node in enumerate(self.nodes)}
+        self._last_use = [max((index[user] for user in node.users), default=-1) for node in self.nodes]
+        numbers: set[fx.Node] = set()
+        change = [0] * (len(self.nodes) + 1)
+        for i, node in enumerate(self.nodes):
+            for name in self.modules_of(node):
+                self.first.setdefault(name, i)
+            if _is_number(node, numbers):
+                numbers.add(node)
+            elif node.op != "get_attr" and self._last_use[i] > i:
+                change[i + 1] += 1
+                change[self._last_use[i] + 1] -= 1
+        self._tensors_crossing = list(itertools.accumulate(change))
+
+    @staticmethod
+    def modules_of(node: fx.Node) -> list[str]:
+        """Names of the modules that a node lies in, outermost first, its own last."""
+        names = [str(name).split("@")[0] for name in node.meta.get("nn_module_stack") or {} if name]
+        if node.op == "call_module" and (not names or names[-1] != node.target):
+            names.append(str(node.target))
+        return names
+
+    def crossing(self, at: int) -> list[fx.Node]:
+        """Values made before node `at` and used from there on, in the order in which they are made."""
+        return [
+            n for n, last in zip(self.nodes[:at], self._last_use, strict=False) if last >= at and n.op != "get_attr"
+        ]
+
+    def is_narrow(self, name: str) -> bool:
+        """Whether one tensor alone crosses to where module `name` begins."""
+        return self._tensors_crossing[self.first[name]] == 1
+
+    def merging(self, name: str) -> fx.Node:
+        """The node after which, from the beginning of module `name` on, no more than one tensor crosses."""
+        narrow = (i for i in range(self.first[name] + 1, len(self.nodes)) if self._tensors_crossing[i] <= 1)
+        return self.nodes[next(narrow, len(self.nodes)) - 1]
 
 
 def _is_number(node: fx.Node, numbers: set[fx.Node]) -> bool:
@@ -112,104 +244,22 @@ def _is_number(node: fx.Node, numbers: set[fx.Node]) -> bool:
     return node.op == "call_function" and node.target in _ARITHMETIC and bool(inputs) and numbers.issuperset(inputs)
 
 
-def _crossing(nodes: Sequence[fx.Node], at: int) -> list[fx.Node]:
-    """Values made before nodes[at] and used from there on, in the order in which they are made."""
-    later = set(nodes[at:])
-    return [n for n in nodes[:at] if n.op != "get_attr" and any(user in later for user in n.users)]
-
-
-def _has_kernel(module: nn.Module) -> bool:
-    """A parameter that is more than a scale or shift."""
-    return any(isinstance(p, nn.parameter.UninitializedParameter) or p.dim() >= 2 for p in module.parameters())
-
-
-@dataclass
-class _Candidate:
-    name: str  # of the module that is called
-    at: int
-    blocks: list[str]  # modules around it, outermost first, without plain containers
-
-
-def find_units(model: nn.Module) -> list[str]:
-    """Names of the modules that begin the units of "auto"."""
-    grouped = _timm_groups(model)
-    if grouped is not None:
-        return grouped
-    leaves: set[str] = set()
-    while True:
-        try:
-            graph = _trace(model, leaves)
-            break
-        except _Untraceable as failure:
-            if not failure.where or failure.where in leaves:
-                raise failure.explain(model) from failure.error
-            leaves.add(failure.where)
-    nodes = list(graph.nodes)
-    numbers: set[fx.Node] = set()
-    for node in nodes:
-        if _is_number(node, numbers):
-            numbers.add(node)
-    first_in: dict[str, int] = {}
-    for at, node in enumerate(nodes):
-        for name in _blocks_of(node):
-            first_in.setdefault(name, at)
-    modules = dict(model.named_modules())
-    candidates = []
-    for at, node in enumerate(nodes):
-        if node.op == "call_module" and _has_kernel(modules[str(node.target)]):
-            around = [n for n in _blocks_of(node)[:-1] if type(modules[n]) not in _CONTAINERS]
-            candidates.append(_Candidate(str(node.target), at, around))
-    if not candidates:
-        raise SplitError("the model has no module with a matrix or kernel among its parameters, so nothing to cut at")
-
-    def alone(at: int) -> bool:
-        return len([n for n in _crossing(nodes, at) if n not in numbers]) == 1
-
-    # A class is a block as a whole if, in any of its instances, several tensors cross between two of its layers.
-    whole: set[type] = set()
-    for c in candidates:
-        if not alone(c.at):
-            whole.update(
-                type(modules[name]) for name in c.blocks if first_in[name] < c.at and not _begins(c, name, candidates)
-            )
-    names: list[str] = []
-    for c in candidates:
-        block = next((name for name in c.blocks if type(modules[name]) in whole), c.name)
-        at = first_in[block] if block != c.name else c.at
-        if block not in names and (not names or alone(at)):
-            names.append(block)
-    if len(names) > 1 and names[-1] == candidates[-1].name and isinstance(modules[names[-1]], nn.Linear):
-        names.pop()
-    return names
-
-
-def _begins(candidate: _Candidate, name: str, candidates: Sequence[_Candidate]) -> bool:
-    """Whether the candidate is the first in module `name`."""
-    return next(c for c in candidates if name in c.blocks) is candidate
-
-
-def _timm_groups(model: nn.Module) -> list[str] | None:
-    """The first module of each of timm's groups, in order of their depth."""
-    if not hasattr(model, "group_matcher"):
-        return None
-    from timm.models import group_parameters
-
-    groups = group_parameters(model, model.group_matcher(coarse=False))  # type: ignore[operator]
-    modules = dict(model.named_modules())
-    names = []
-    for key in sorted(k for k in groups if isinstance(k, (int, float))):
-        owners = [name.rpartition(".")[0] for name in groups[key]]
-        shared = owners[0].split(".")
-        for owner in owners[1:]:
-            parts = owner.split(".")
-            same = [a == b for a, b in zip(shared, parts, strict=False)]
-            shared = shared[: same.index(False) if False in same else len(same)]
-        name = ".".join(shared)
-        if not name:
-            name = next((o for o in owners if o), "")
-        if name and any(_has_kernel(modules[o]) for o in owners if o):
-            names.append(name)
-    return names if len(names) > 1 else None
+def trace_modes(model: nn.Module, leaves: Collection[str] = (), *, extend: bool = False) -> list[Trace]:
+    """The forward in training and in eval mode. Modules called `leaves` are not entered; nor, if `extend`, are those that
+    torch.fx cannot follow."""
+    leaves = set(leaves)
+    graphs: list[fx.Graph] = []
+    with modes_kept([model]):
+        while len(graphs) < 2:
+            model.train(not graphs)
+            try:
+                graphs.append(_trace(model, leaves))
+            except _Untraceable as failure:
+                if not extend or not failure.where or failure.where in leaves:
+                    raise failure.explain(model) from failure.error
+                leaves.add(failure.where)
+                graphs.clear()
+    return [Trace(graph) for graph in graphs]
 
 
 # ---- cutting ----
@@ -218,131 +268,130 @@ def _timm_groups(model: nn.Module) -> list[str] | None:
 def cut_model(model: nn.Module, names: Sequence[str]) -> Chain:
     """The chain whose units begin at the modules called `names`."""
     modules = dict(model.named_modules())
-    for name in names:
-        if name not in modules or not name:
-            close = [known for known in modules if known.endswith(name.rsplit(".", 1)[-1]) and known][:3]
-            raise SplitError(f"the model has no module {name!r}" + (f"; did you mean {close}?" if close else ""))
-    if len(set(names)) < len(names):
-        raise SplitError(f"a name is given twice: {sorted(n for n in set(names) if list(names).count(n) > 1)}")
+    _check_names(modules, names)
     above = {name.rsplit(".", i)[0] for name in names for i in range(1, name.count(".") + 1)}
     inside = [name for name in names if name in above]
     if inside:
         raise SplitError(f"{inside[0]!r} is named, and a module inside it also; name one or the other")
-    leaves = {name for name in modules if name and name not in above}
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        graphs = []
-        for mode in (True, False):
-            model.train(mode)
-            try:
-                graphs.append(_trace(model, leaves))
-            except _Untraceable as failure:
-                raise failure.explain(model) from failure.error
-    finally:
-        for module, mode in modes:
-            module.training = mode
-    plans = [_plan(graph, names) for graph in graphs]
-    same = str(graphs[0]) == str(graphs[1])
-    pieces = [_pieces(model, graph, plan) for graph, plan in zip(graphs[: 1 if same else 2], plans, strict=False)]
-    units = []
-    for k, name in enumerate(plans[0].names):
-        train = pieces[0][k]
-        evaluate = pieces[-1][k]
-        if not same and pieces[0][k].arity != pieces[1][k].arity:
+    traces = trace_modes(model, {name for name in modules if name and name not in above})
+    for trace in traces:
+        missing = [name for name in names if name not in trace.first]
+        if missing:
+            mode = "training" if trace is traces[0] else "eval"
+            raise SplitError(f"module {missing[0]!r} is never called by the model's forward in {mode} mode")
+    orders = [sorted(names, key=trace.first.__getitem__) for trace in traces]
+    if orders[0] != orders[1]:
+        raise SplitError(f"units come in one order in training and in another in eval mode: {orders[0]}, {orders[1]}")
+    if str(traces[0].graph) == str(traces[1].graph):
+        traces = traces[:1]
+    pieces = [_pieces(trace, orders[0]) for trace in traces]
+    for name, *both in zip(orders[0], *pieces, strict=True):
+        if len({len(piece.entering) for piece in both}) > 1:
             raise SplitError(f"what enters unit {name!r} differs between training and eval mode; cut elsewhere")
-        paths = dict.fromkeys(train.paths + evaluate.paths)
-        loose = {p: _attribute(model, p) for p in dict.fromkeys(train.attributes + evaluate.attributes)}
+    calls = [dict.fromkeys(path for piece in both for path in piece.paths) for both in zip(*pieces, strict=True)]
+    callers = Counter(itertools.chain.from_iterable(calls))
+    units = []
+    for k, name in enumerate(orders[0]):
+        own = {path: modules[path] for path in calls[k]}
+        for path, module in own.items():
+            if callers[path] > 1 and not _has_state(
+                module
+            ):  # such as a dropout, in training here and in eval mode there
+                own[path] = copy.deepcopy(module)
+        functions = [piece[k].function(model, own) for piece in pieces]
+        loose = {p: operator.attrgetter(p)(model) for piece in pieces for p in piece[k].attributes}
         loose = {p: tensor for p, tensor in loose.items() if isinstance(tensor, nn.Parameter)}
-        units.append(
-            Unit(name, train.call, {p: modules[p] for p in paths}, parameters=loose, eval_function=evaluate.call)
-        )
+        units.append(Unit(name, functions[0], own, parameters=loose, eval_function=functions[-1]))
+        units[-1].training = units[-1].parts.training = model.training
     chain = Chain(units, model)
     owned = {id(p) for p in chain.parameters()}
-    unused = [name for name, p in model.named_parameters() if id(p) not in owned]
+    unused = [name for name, p in model.named_parameters() if id(p) not in owned and p.requires_grad]
     if unused:
-        raise SplitError(f"{len(unused)} parameters are not used by forward, such as {unused[0]!r}")
+        raise SplitError(
+            f"{len(unused)} parameters are not used by forward, such as {unused[0]!r}; delete them, or say that they are not "
+            "to be trained: requires_grad_(False)"
+        )
     return chain
 
 
-@dataclass
-class _Plan:
-    names: list[str]  # in the order of the calls
-    nodes: list[fx.Node]
-    starts: list[int]
+def _check_names(modules: dict[str, nn.Module], names: Sequence[str]) -> None:
+    if not names:
+        raise SplitError("expected at least one name, got none")
+    for name in names:
+        if name not in modules or not name:
+            close = [known for known in modules if known.endswith(name.rsplit(".", 1)[-1]) and known][:3]
+            raise SplitError(f"the model has no module {name!r}" + (f"; did you mean {close}?" if close else ""))
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise SplitError(f"a name is given twice: {twice}")
 
 
-def _plan(graph: fx.Graph, names: Sequence[str]) -> _Plan:
-    nodes = list(graph.nodes)
-    at: dict[str, int] = {}
-    for i, node in enumerate(nodes):
-        for name in _blocks_of(node):
-            at.setdefault(name, i)
-    missing = [name for name in names if name not in at]
-    if missing:
-        raise SplitError(f"module {missing[0]!r} is never called by the model's forward")
-    ordered = sorted(names, key=lambda name: at[name])
-    return _Plan(ordered, nodes, [0] + [at[name] for name in ordered[1:]] + [len(nodes)])
+def _has_state(module: nn.Module) -> bool:
+    return any(True for _ in itertools.chain(module.parameters(), module.buffers()))
 
 
-@dataclass
-class _Piece:
-    call: Callable[[Any], Any]
-    paths: list[str]  # of the modules that it calls
-    attributes: list[str]  # of the parameters and buffers that containers hold themselves
-    arity: int
-
-
-def _attribute(model: nn.Module, path: str) -> Any:
-    return operator.attrgetter(path)(model)
-
-
-def _pieces(model: nn.Module, graph: fx.Graph, plan: _Plan) -> list[_Piece]:
-    nodes = plan.nodes
-    entering = [n for n in nodes if n.op == "placeholder" and n.users]
+def _pieces(trace: Trace, names: Sequence[str]) -> list[_Piece]:
+    nodes = trace.nodes
+    starts = [0] + [trace.first[name] for name in names[1:]] + [len(nodes)]
+    entering = [n for n in nodes if n.op == "placeholder"]
     pieces = []
-    for k, name in enumerate(plan.names):
-        start, stop = plan.starts[k], plan.starts[k + 1]
-        last = k == len(plan.names) - 1
-        leaving = [] if last else _crossing(nodes, stop)
-        if not last and not leaving:
-            raise SplitError(
-                f"nothing crosses from unit {name!r} to the next: {plan.names[k + 1]!r} does not depend on it"
-            )
-        pieces.append(_piece(model, nodes[start:stop], entering, leaving, last))
+    for name, following, start, stop in zip(names, [*names[1:], ""], starts, starts[1:], strict=False):
+        leaving = trace.crossing(stop)
+        if following and not leaving:
+            raise SplitError(f"nothing crosses from unit {name!r} to the next: {following!r} does not depend on it")
+        pieces.append(_Piece(nodes[start:stop], entering, leaving))
         entering = leaving
     return pieces
 
 
-def _piece(
-    model: nn.Module, nodes: Sequence[fx.Node], entering: Sequence[fx.Node], leaving: Sequence[fx.Node], last: bool
-) -> _Piece:
-    """The nodes as a function of what enters them. Attributes are read from the model when it is called, so that they
-    follow it to another device."""
-    graph = fx.Graph()
-    made: dict[fx.Node, fx.Node] = {node: graph.placeholder(node.name) for node in entering}
-    used = {source for node in nodes for source in node.all_input_nodes} | set(leaving)
-    attributes = []
-    for node in sorted((n for n in used if n.op == "get_attr"), key=lambda n: n.name):
-        made[node] = graph.placeholder(node.name)
-        attributes.append(str(node.target))
-    paths = []
-    for node in nodes:
-        if node.op not in ("placeholder", "get_attr", "output"):
-            made[node] = graph.node_copy(node, made.__getitem__)
-        if node.op == "call_module":
-            paths.append(str(node.target))
-    if last:
-        graph.output(fx.node.map_arg(nodes[-1].args[0], made.__getitem__))
-    else:
-        outputs = tuple(made[node] for node in leaving)
-        graph.output(outputs[0] if len(outputs) == 1 else outputs)
-    forward = fx.GraphModule(model, graph).forward
-    read = [operator.attrgetter(path) for path in attributes]
-    if len(entering) == 1 and not attributes:
-        return _Piece(forward, paths, attributes, 1)
-    alone = len(entering) == 1
+class _Piece:
+    """Nodes from one cut to the next.
 
-    def call(state: Any) -> Any:
-        return forward(*((state,) if alone else state), *(get(model) for get in read))
+    Attributes
+    ----------
+    entering : list of Node
+        What they need of the nodes before.
+    paths : list of str
+        Modules that they call.
+    attributes : list of str
+        Parameters and buffers that the modules around them hold themselves.
+    graph : Graph
+        They as a function of what enters them and of the attributes.
+    """
 
-    return _Piece(call, paths, attributes, len(entering))
+    def __init__(self, nodes: Sequence[fx.Node], entering: Sequence[fx.Node], leaving: Sequence[fx.Node]) -> None:
+        self.entering = entering
+        self.paths = [str(node.target) for node in nodes if node.op == "call_module"]
+        self.graph = fx.Graph(tracer_cls=_Tracer)
+        made = {node: self.graph.placeholder(node.name) for node in entering}
+        used = dict.fromkeys(source for node in nodes for source in node.all_input_nodes if source.op == "get_attr")
+        made.update({node: self.graph.placeholder(node.name) for node in used})
+        self.attributes = [str(node.target) for node in used]
+        for node in nodes:
+            if node.op == "output":
+                self.graph.output(fx.node.map_arg(node.args[0], made.__getitem__))
+            elif node.op not in ("placeholder", "get_attr"):
+                made[node] = self.graph.node_copy(node, made.__getitem__)
+                made[node].meta.clear()
+        if leaving:
+            outputs = tuple(made[node] for node in leaving)
+            self.graph.output(outputs[0] if len(outputs) == 1 else outputs)
+
+    def function(self, model: nn.Module, modules: dict[str, nn.Module]) -> _Function:
+        """The piece with the modules that it calls, `modules`, and those of `model` whose attributes it reads."""
+        reads = [(model.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2]) for path in self.attributes]
+        return _Function(fx.GraphModule(modules, self.graph), len(self.entering), reads)
+
+
+class _Function:
+    """A piece as a function of a state. Attributes are read when it is called, so that they follow the model to another
+    device."""
+
+    def __init__(self, module: fx.GraphModule, arity: int, reads: list[tuple[nn.Module, str]]) -> None:
+        self.forward = module.forward
+        self.arity = arity
+        self.reads = reads
+
+    def __call__(self, state: Any) -> Any:
+        values = (state,) if self.arity == 1 else state
+        return self.forward(*values, *[getattr(owner, name) for owner, name in self.reads])

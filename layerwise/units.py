@@ -6,7 +6,9 @@ one tensor crosses, the state is that tensor; where several do (a cut through a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -42,6 +44,17 @@ def detach_state(state: State) -> State:
     if isinstance(state, Tensor):
         return state.detach()
     return tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, state)
+
+
+@contextmanager
+def modes_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Every module, and those inside, are in training or eval mode afterwards as they were before."""
+    modes = [(inner, inner.training) for module in modules for inner in module.modules()]
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 class Unit(nn.Module):
@@ -90,6 +103,16 @@ class Unit(nn.Module):
     def forward(self, state: State) -> State:
         function: Callable[[State], State] = self.__dict__["_function" if self.training else "_eval_function"]
         return function(state)
+
+    def __getstate__(self) -> dict[str, Any]:
+        for function in (self.__dict__["_function"], self.__dict__["_eval_function"]):
+            if isinstance(function, FunctionType):
+                raise TypeError(
+                    f"unit {self.name!r} cannot be copied or pickled: a copy of its function "
+                    f"{function.__qualname__!r} would go on using the modules of the original. Give a module or a method of one "
+                    "as function, or make the units of the copy anew"
+                )
+        return self.__dict__
 
     def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Parameters and buffers under the model's names, each once."""
@@ -157,7 +180,7 @@ class Chain:
     Raises
     ------
     ValueError
-        If there is no unit, a unit has no parameters, or two share one.
+        If there is no unit, a unit has no parameters, or two share a parameter or a module's buffer.
     """
 
     def __init__(self, units: Sequence[Unit], model: nn.Module | None = None, *, has_output: bool = True) -> None:
@@ -173,11 +196,12 @@ class Chain:
                     f"unit {unit.name!r} has no parameters, so that there is nothing to train in it; "
                     "let it join the unit before it"
                 )
-            for name, p in unit.named_tensors():
-                if isinstance(p, nn.Parameter) and owners.setdefault(id(p), unit.name) != unit.name:
+            for name, tensor in unit.named_tensors():
+                if owners.setdefault(id(tensor), unit.name) != unit.name:
+                    kind = "parameter" if isinstance(tensor, nn.Parameter) else "buffer"
                     raise ValueError(
-                        f"parameter {name!r} is used by units {owners[id(p)]!r} and {unit.name!r}; each of them would "
-                        "train it for itself. Make one unit of the two"
+                        f"{kind} {name!r} is used by units {owners[id(tensor)]!r} and {unit.name!r}; each of them would "
+                        "train it for itself. Make one unit of the two, and of what lies between"
                     )
 
     def __len__(self) -> int:
@@ -237,17 +261,15 @@ class Chain:
         """Raise ``AssertionError`` unless the chain gives bit for bit what the model gives, in eval mode."""
         if self.model is None:
             return
-        modes = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
-        self.eval()
-        try:
-            expected = self.model(*example) if isinstance(example, tuple) else self.model(example)
-            got = self(example)
-        finally:
-            for module, mode in modes:
-                module.training = mode
-            for unit in self.units:
-                unit.training = unit.parts.training = any(part.training for part in unit.parts)
+        with modes_kept([self.model, *self.units]):
+            self.model.eval()
+            self.eval()
+            device = next(self.parameters()).device
+            devices = [device] if device.type == "cuda" else []
+            with torch.random.fork_rng(devices):
+                expected = self.model(*example) if isinstance(example, tuple) else self.model(example)
+            with torch.random.fork_rng(devices):
+                got = self(example)
         _assert_equal(got, expected)
 
     def __repr__(self) -> str:
@@ -257,10 +279,11 @@ class Chain:
 
 def _assert_equal(got: Any, expected: Any) -> None:
     if isinstance(expected, Tensor):
-        if not torch.equal(got, expected):
+        if got.shape != expected.shape or not ((got == expected) | (got.isnan() & expected.isnan())).all():
+            difference = (got - expected).abs().max().item() if got.shape == expected.shape else tuple(got.shape)
             raise AssertionError(
-                f"the chained units do not reproduce the model's output: largest difference "
-                f"{(got - expected).abs().max().item() if got.shape == expected.shape else got.shape}"
+                f"the chained units do not reproduce the model's output: largest difference {difference}. Its forward does "
+                "not do the same twice, or depends on values that tracing has fixed; give units by hand"
             )
     elif isinstance(expected, Mapping):
         for key in expected:

@@ -1,0 +1,209 @@
+"""``python -m layerwise``: train, compare and probe from the command line.
+
+An error is one line on stderr and exit code 2; Ctrl-C is 130. An interrupted training with ``--checkpoint`` goes on with ``--resume``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import layerwise as lw
+from layerwise import zoo
+from layerwise.data import Augmentation, Loaders, make_loaders
+from platonic_core import __version__
+from platonic_core.command_line import Parser, run_command
+
+__all__ = ["main"]
+
+_TRAIN_EXAMPLES = """
+examples:
+  python -m layerwise train --data digits --model cnn4 --method greedy2 --epochs 5
+  python -m layerwise train --data mnist --data-dir ~/data --model vgg8b --width 0.25 --method predsim --epochs 10 --save vgg.safetensors
+  python -m layerwise train --data cifar10.tar.xz --augment --model resnet18 --hierarchy 1,1,2,2 --method dll --budget 0.3 \\
+      --checkpoint run.pt --resume
+"""
+_METHODS: dict[str, Callable[[argparse.Namespace], lw.Method]] = {
+    "greedy1": lambda args: lw.greedy(1, epochs=args.epochs),
+    "greedy2": lambda args: lw.greedy(2, epochs=args.epochs),
+    "greedy3": lambda args: lw.greedy(3, epochs=args.epochs),
+    "dll": lambda args: lw.dll(budget=args.budget, epochs=args.epochs),
+    "segments": lambda args: lw.segments_of(args.size, args.overlap, epochs=args.epochs),
+    "random_robin": lambda args: lw.random_robin(epochs=args.epochs),
+    "predsim": lambda args: lw.predsim(epochs=args.epochs),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code. `argv` is without the program's name, None means ``sys.argv[1:]``."""
+    return run_command("layerwise", _make_parser, argv)
+
+
+def _make_parser() -> Parser:
+    parser = Parser(prog="python -m layerwise", description="Networks trained one unit at a time.")
+    parser.add_argument("--version", action="version", version=f"platonic-dl {__version__}")
+    parsers = parser.add_subparsers(title="commands", dest="command", required=True, metavar="{train,compare,probe}")
+    train = parsers.add_parser("train", help="train a network of the zoo", epilog=_TRAIN_EXAMPLES)
+    _add_data(train)
+    _add_model(train)
+    train.add_argument("--method", default="greedy2", choices=[*_METHODS, "backprop"], help="default: greedy2")
+    train.add_argument("--budget", type=float, help="dll: share of backpropagation's memory, such as 0.3")
+    train.add_argument("--size", type=int, default=2, help="segments: units that train together (default: 2)")
+    train.add_argument("--overlap", type=int, default=1, help="segments: units shared with the one before (default: 1)")
+    train.add_argument("--lr", type=float, help="instead of the method's own")
+    train.add_argument("--amp", choices=("bfloat16", "float16"), help="mixed precision")
+    train.add_argument("--checkpoint", type=Path, metavar="FILE", help="written after every epoch")
+    train.add_argument("--resume", action="store_true", help="go on from the checkpoint, if there is one")
+    train.add_argument("--save", type=Path, metavar="FILE", help="write the network's weights here (.safetensors)")
+    train.add_argument("--history", type=Path, metavar="FILE", help="write a row per window and epoch here (.csv)")
+    train.set_defaults(run=_run_train)
+    compare = parsers.add_parser("compare", help="methods at one memory budget, beside backpropagation")
+    _add_data(compare)
+    _add_model(compare)
+    compare.add_argument("--methods", default="greedy2,predsim", help="separated by commas (default: greedy2,predsim)")
+    compare.add_argument("--budget", type=float, default=0.5, help="share of backpropagation's memory (default: 0.5)")
+    compare.add_argument("--seeds", type=int, default=1)
+    compare.add_argument("--plot", type=Path, metavar="FILE")
+    compare.set_defaults(run=_run_compare, size=2, overlap=1)
+    probe = parsers.add_parser("probe", help="measure the representations of every unit")
+    _add_data(probe)
+    _add_model(probe)
+    probe.add_argument("--weights", type=Path, metavar="FILE", help="of a trained network, as --save writes them")
+    probe.add_argument("--measures", default="lsd,k_redundancy,conditional_entropy,stable_rank")
+    probe.add_argument("--plot", type=Path, metavar="FILE")
+    probe.set_defaults(run=_run_probe)
+    return parser
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("data")
+    group.add_argument("--data", default="digits", help="name or path of images, as for python -m platonic (default: digits)")
+    group.add_argument("--data-dir", type=Path, help="where named sets are")
+    group.add_argument("--batch", type=int, default=128, help="samples per batch (default: 128)")
+    group.add_argument("--validation", type=float, default=0.1, help="share of the training samples (default: 0.1)")
+    group.add_argument("--limit", type=int, help="most training samples")
+    group.add_argument("--augment", action="store_true", help="random crops of 4 pixels and flips")
+    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--device", default="cpu")
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("network")
+    group.add_argument("--model", default="cnn4", choices=zoo.names(), help="default: cnn4")
+    group.add_argument("--width", type=float, default=1.0, help="factor of all channels (default: 1)")
+    group.add_argument("--hierarchy", type=_numbers, help="layers or blocks per resolution, such as 1,1,2,2")
+    group.add_argument("--dropout", type=float, default=0.0)
+    group.add_argument("--epochs", type=int, default=10, help="per unit; of backpropagation and local errors, in all (default: 10)")
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers separated by commas, got {text!r}") from None
+
+
+def _load(args: argparse.Namespace) -> Loaders:
+    augmentation = Augmentation(crop=4, flip=True) if args.augment else None
+    loaders = make_loaders(
+        args.data, data_dir=args.data_dir, batch_size=args.batch, validation=args.validation, limit=args.limit,
+        augmentation=augmentation, device=args.device, seed=args.seed,
+    )  # fmt: skip
+    if len(loaders.shape) != 3 or loaders.shape[1] != loaders.shape[2]:
+        raise ValueError(f"{args.data}: expected square images, got {loaders.shape}")
+    return loaders
+
+
+def _model(args: argparse.Namespace, loaders: Loaders) -> nn.Module:
+    options: dict[str, Any] = {"width": args.width, "dropout": args.dropout, "classes": loaders.classes}
+    if args.hierarchy is not None:
+        options["hierarchy"] = args.hierarchy
+    torch.manual_seed(args.seed)
+    return zoo.make(args.model, in_channels=loaders.shape[0], image_size=loaders.shape[1], **options).to(args.device)
+
+
+def _method(name: str, args: argparse.Namespace, model: nn.Module) -> lw.Method:
+    if name == "backprop":
+        last = len(lw.split(model)) - 1
+        return lw.Method("backprop", [lw.Stage(((0, last),), args.epochs)], optimizer=lw.OptimizerSpec("adamw", 1e-3))
+    if name not in _METHODS:
+        raise ValueError(f"unknown method {name!r}; there are {', '.join([*_METHODS, 'backprop'])}")
+    return _METHODS[name](args)
+
+
+def _run_train(args: argparse.Namespace) -> None:
+    for path in (args.checkpoint, args.save, args.history):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise ValueError(f"{path}: there is no such folder")
+    if args.resume and args.checkpoint is None:
+        raise ValueError("--resume needs --checkpoint FILE")
+    loaders = _load(args)
+    model = _model(args, loaders)
+    method = _method(args.method, args, model)
+    if args.lr is not None:
+        method = replace(method, optimizer=replace(method.optimizer, lr=args.lr))
+    trainer = lw.LayerwiseTrainer(
+        model,
+        method,
+        classes=loaders.classes,
+        spec=zoo.layer_names(model) if args.method == "predsim" else "auto",
+        amp=None if args.amp is None else getattr(torch, args.amp),
+        checkpoint=args.checkpoint,
+    )
+    print(trainer.chain)
+    trainer.fit(loaders.train, loaders.validation, resume=args.resume)
+    rows = []
+    for row in trainer.history.last_rows():
+        rows.append(
+            {
+                "units": f"{row['first']}-{row['last']}" if row["first"] < row["last"] else row["first"],
+                "epochs": row["epoch"],
+                "loss": row["loss"],
+                "train %": 100 * row["train_accuracy"],
+                "validation %": None if row["validation_accuracy"] is None else 100 * row["validation_accuracy"],
+                "test %": 100 * trainer.evaluate(loaders.test, row["last"]),
+            }
+        )
+    print(lw.format_table(rows))
+    print(f"test accuracy {100 * trainer.evaluate(loaders.test):.2f} %")
+    if len(trainer.trainings) > 1:
+        print(f"all heads together {100 * lw.accuracy(lw.make_ensemble(trainer), loaders.test, args.device):.2f} %")
+    if args.history is not None:
+        trainer.history.to_csv(args.history)
+    if args.save is not None:
+        save_file({k: v.contiguous().cpu() for k, v in model.state_dict().items()}, args.save)
+
+
+def _run_compare(args: argparse.Namespace) -> None:
+    loaders = _load(args)
+    model = _model(args, loaders)
+    methods = {name: _method(name, args, model) for name in args.methods.split(",")}
+    result = lw.compare(
+        partial(_model, args, loaders), loaders, methods=methods, budget=args.budget, epochs=args.epochs, seeds=range(args.seeds)
+    )
+    print(result)
+    if args.plot is not None:
+        result.plot(args.plot)
+
+
+def _run_probe(args: argparse.Namespace) -> None:
+    from layerwise.probes import probe
+
+    loaders = _load(args)
+    model = _model(args, loaders)
+    if args.weights is not None:
+        model.load_state_dict(load_file(args.weights))
+    table = probe(model, loaders.train, measures=args.measures.split(","), test_loader=loaders.test)
+    print(table)
+    for violation in table.violations():
+        print(violation)
+    if args.plot is not None:
+        table.plot(args.plot)
