@@ -13,7 +13,7 @@ from layerwise.loop import NonFiniteLossError
 from layerwise.memory import MemoryUse, measure_memory, saved_bytes
 from layerwise.memory_report import MemoryReport, PredictionError, WindowMemory, backprop_memory, memory_report
 from layerwise.method import Method, OptimizerSpec, Stopping
-from layerwise.presets import greedy
+from layerwise.presets import backprop, dll, greedy, predsim, random_robin, transfer
 from layerwise.pruning import Pruning, PruningError, filter_importance, prune_unit
 from layerwise.regularisers import Regularisation, gradient_dropout, gradient_noise
 from layerwise.ridge_head import RidgeHead
@@ -60,9 +60,11 @@ __all__ = [
     "WindowMemory",
     "__version__",
     "assert_isolated",
+    "backprop",
     "backprop_memory",
     "bottom_up",
     "build_head",
+    "dll",
     "filter_importance",
     "format_table",
     "gradient_dropout",
@@ -74,11 +76,14 @@ __all__ = [
     "make_local_loss",
     "measure_memory",
     "memory_report",
+    "predsim",
     "prune_unit",
+    "random_robin",
     "robin",
     "saved_bytes",
     "segments",
     "similarity_matrix",
     "simultaneous",
     "split",
+    "transfer",
 ]
