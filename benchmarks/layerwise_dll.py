@@ -58,7 +58,7 @@ def segments(args: Any) -> list[Case]:
     for size in (1, 2, 3, 4):
         method = lw.Method(
             f"segments of {size}",
-            partial(lw.segments, epochs=args.epochs, size=size, overlap=size - 1),
+            partial(lw.sliding_windows, epochs=args.epochs, size=size, overlap=size - 1),
             head=lw.LinearHead(),
             optimizer=adam,
         )

@@ -17,11 +17,11 @@ from layerwise.memory import MemoryUse, measure_memory, saved_bytes
 from layerwise.memory_report import MemoryReport, PredictionError, WindowMemory, backprop_memory, memory_report
 from layerwise.method import Method, OptimizerSpec, Stopping
 from layerwise.neighbours import k_filter, k_redundancy, k_redundant
-from layerwise.presets import greedy
+from layerwise.presets import backprop, dll, greedy, predsim, random_robin, segments, transfer
 from layerwise.pruning import Pruning, PruningError, filter_importance, prune_unit
 from layerwise.regularisers import Regularisation, gradient_dropout, gradient_noise
 from layerwise.ridge_head import RidgeHead
-from layerwise.schedules import Stage, bottom_up, robin, segments, simultaneous
+from layerwise.schedules import Stage, bottom_up, robin, simultaneous, sliding_windows
 from layerwise.splitting import split
 from layerwise.tracing import SplitError
 from layerwise.trainer import LayerwiseTrainer
@@ -69,9 +69,11 @@ __all__ = [
     "__version__",
     "accuracy",
     "assert_isolated",
+    "backprop",
     "backprop_memory",
     "bottom_up",
     "build_head",
+    "dll",
     "filter_importance",
     "format_table",
     "gradient_dropout",
@@ -86,12 +88,16 @@ __all__ = [
     "make_local_loss",
     "measure_memory",
     "memory_report",
+    "predsim",
     "prune_unit",
+    "random_robin",
     "robin",
     "saved_bytes",
     "segments",
     "similarity_matrix",
     "simultaneous",
+    "sliding_windows",
     "split",
+    "transfer",
     "zoo",
 ]

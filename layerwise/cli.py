@@ -1,6 +1,7 @@
 """``python -m layerwise``: train, compare and probe from the command line.
 
-An error is one line on stderr and exit code 2; Ctrl-C is 130. An interrupted training with ``--checkpoint`` goes on with ``--resume``.
+An error is one line on stderr and exit code 2; Ctrl-C is 130. An interrupted training that had ``--checkpoint`` goes on with
+``--resume``.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ __all__ = ["main"]
 _TRAIN_EXAMPLES = """
 examples:
   python -m layerwise train --data digits --model cnn4 --method greedy2 --epochs 5
-  python -m layerwise train --data mnist --data-dir ~/data --model vgg8b --width 0.25 --method predsim --epochs 10 --save vgg.safetensors
+  python -m layerwise train --data mnist --data-dir ~/data --model vgg8b --width 0.25 --method predsim --save vgg.safetensors
   python -m layerwise train --data cifar10.tar.xz --augment --model resnet18 --hierarchy 1,1,2,2 --method dll --budget 0.3 \\
       --checkpoint run.pt --resume
 """
@@ -36,9 +37,11 @@ _METHODS: dict[str, Callable[[argparse.Namespace], lw.Method]] = {
     "greedy2": lambda args: lw.greedy(2, epochs=args.epochs),
     "greedy3": lambda args: lw.greedy(3, epochs=args.epochs),
     "dll": lambda args: lw.dll(budget=args.budget, epochs=args.epochs),
-    "segments": lambda args: lw.segments_of(args.size, args.overlap, epochs=args.epochs),
-    "random_robin": lambda args: lw.random_robin(epochs=args.epochs),
-    "predsim": lambda args: lw.predsim(epochs=args.epochs),
+    "segments": lambda args: lw.segments(args.size, args.overlap, epochs=args.epochs, budget=args.budget),
+    "random_robin": lambda args: lw.random_robin(args.epochs, 1),
+    "predsim": lambda args: lw.predsim(epochs=args.epochs, dropout=args.dropout),
+    "transfer": lambda args: lw.transfer(epochs=args.epochs),
+    "backprop": lambda args: lw.backprop(epochs=args.epochs),
 }
 
 
@@ -54,7 +57,7 @@ def _make_parser() -> Parser:
     train = parsers.add_parser("train", help="train a network of the zoo", epilog=_TRAIN_EXAMPLES)
     _add_data(train)
     _add_model(train)
-    train.add_argument("--method", default="greedy2", choices=[*_METHODS, "backprop"], help="default: greedy2")
+    train.add_argument("--method", default="greedy2", choices=_METHODS, help="default: greedy2")
     train.add_argument("--budget", type=float, help="dll: share of backpropagation's memory, such as 0.3")
     train.add_argument("--size", type=int, default=2, help="segments: units that train together (default: 2)")
     train.add_argument("--overlap", type=int, default=1, help="segments: units shared with the one before (default: 1)")
@@ -85,7 +88,9 @@ def _make_parser() -> Parser:
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data")
-    group.add_argument("--data", default="digits", help="name or path of images, as for python -m platonic (default: digits)")
+    group.add_argument(
+        "--data", default="digits", help="name or path of images, as for python -m platonic (default: digits)"
+    )
     group.add_argument("--data-dir", type=Path, help="where named sets are")
     group.add_argument("--batch", type=int, default=128, help="samples per batch (default: 128)")
     group.add_argument("--validation", type=float, default=0.1, help="share of the training samples (default: 0.1)")
@@ -101,7 +106,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--width", type=float, default=1.0, help="factor of all channels (default: 1)")
     group.add_argument("--hierarchy", type=_numbers, help="layers or blocks per resolution, such as 1,1,2,2")
     group.add_argument("--dropout", type=float, default=0.0)
-    group.add_argument("--epochs", type=int, default=10, help="per unit; of backpropagation and local errors, in all (default: 10)")
+    group.add_argument("--epochs", type=int, default=10, help="per unit; backprop and predsim: in all (default: 10)")
 
 
 def _numbers(text: str) -> list[int]:
@@ -130,12 +135,9 @@ def _model(args: argparse.Namespace, loaders: Loaders) -> nn.Module:
     return zoo.make(args.model, in_channels=loaders.shape[0], image_size=loaders.shape[1], **options).to(args.device)
 
 
-def _method(name: str, args: argparse.Namespace, model: nn.Module) -> lw.Method:
-    if name == "backprop":
-        last = len(lw.split(model)) - 1
-        return lw.Method("backprop", [lw.Stage(((0, last),), args.epochs)], optimizer=lw.OptimizerSpec("adamw", 1e-3))
+def _method(name: str, args: argparse.Namespace) -> lw.Method:
     if name not in _METHODS:
-        raise ValueError(f"unknown method {name!r}; there are {', '.join([*_METHODS, 'backprop'])}")
+        raise ValueError(f"unknown method {name!r}; there are {', '.join(_METHODS)}")
     return _METHODS[name](args)
 
 
@@ -147,7 +149,7 @@ def _run_train(args: argparse.Namespace) -> None:
         raise ValueError("--resume needs --checkpoint FILE")
     loaders = _load(args)
     model = _model(args, loaders)
-    method = _method(args.method, args, model)
+    method = _method(args.method, args)
     if args.lr is not None:
         method = replace(method, optimizer=replace(method.optimizer, lr=args.lr))
     trainer = lw.LayerwiseTrainer(
@@ -184,10 +186,14 @@ def _run_train(args: argparse.Namespace) -> None:
 
 def _run_compare(args: argparse.Namespace) -> None:
     loaders = _load(args)
-    model = _model(args, loaders)
-    methods = {name: _method(name, args, model) for name in args.methods.split(",")}
+    methods = {name: _method(name, args) for name in args.methods.split(",")}
     result = lw.compare(
-        partial(_model, args, loaders), loaders, methods=methods, budget=args.budget, epochs=args.epochs, seeds=range(args.seeds)
+        partial(_model, args, loaders),
+        loaders,
+        methods=methods,
+        budget=args.budget,
+        epochs=args.epochs,
+        seeds=range(args.seeds),
     )
     print(result)
     if args.plot is not None:

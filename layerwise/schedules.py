@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Schedule", "Stage", "bottom_up", "check_schedule", "robin", "segments", "simultaneous"]
+__all__ = ["Schedule", "Stage", "bottom_up", "check_schedule", "robin", "simultaneous", "sliding_windows"]
 
 Window = tuple[int, int]
 
@@ -75,7 +75,7 @@ def bottom_up(units: int, epochs: Epochs, *, feed: str = "frozen") -> Schedule:
     return [Stage(((i, i),), _epochs_of(epochs, i), feed) for i in range(units)]
 
 
-def segments(units: int, epochs: Epochs, *, size: int, overlap: int = 0, feed: str = "frozen") -> Schedule:
+def sliding_windows(units: int, epochs: Epochs, *, size: int, overlap: int = 0, feed: str = "frozen") -> Schedule:
     """Segments of `size` units, each sharing `overlap` units with the one before (thesis, section 6.5).
 
     Raises
@@ -84,7 +84,7 @@ def segments(units: int, epochs: Epochs, *, size: int, overlap: int = 0, feed: s
         Unless 0 <= overlap < size.
     """
     if not 0 <= overlap < size:
-        raise ValueError(f"segments: expected 0 <= overlap < size, got size={size}, overlap={overlap}")
+        raise ValueError(f"sliding_windows: expected 0 <= overlap < size, got size={size}, overlap={overlap}")
     stages: Schedule = []
     first = 0
     while True:

@@ -48,7 +48,9 @@ NOISE = lw.Regularisation(0.3, 0.9, gradient_dropout=0.4, gradient_noise=0.1)
 METHODS = {
     "bottom up": lw.Method("bottom up", lambda n: lw.bottom_up(n, 2), head=lw.ConvHead(2, width=5), optimizer=ADAM),
     "greedy": lw.greedy(1, epochs=2),
-    "segments": lw.Method("segments", lambda n: lw.segments(n, 2, size=2, overlap=1), optimizer=ADAM, regularisation=NOISE),
+    "segments": lw.Method(
+        "segments", lambda n: lw.sliding_windows(n, 2, size=2, overlap=1), optimizer=ADAM, regularisation=NOISE
+    ),
     "simultaneous": lw.Method(
         "simultaneous", lambda n: lw.simultaneous(n, 4), head=lw.PredSimHead(64), loss="predsim", optimizer=ADAM
     ),

@@ -17,13 +17,7 @@ from layerwise_cases import ADAM, cnn, loader
 
 CLASSES = 10
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def dll(head, units: int = 3, **changes) -> lw.Method:
@@ -44,9 +38,8 @@ def sized(head, model=None, window=(1, 1), example=None, **changes) -> tuple[dic
 
 def measured(chain, sizes, window) -> lw.WindowMemory:
     """What a block of given sizes takes."""
-    return lw.memory_report(chain, dll(lw.DecisionBlock(**sizes)), images(), CLASSES, window=window, measure=True).rows[
-        0
-    ]
+    method = dll(lw.DecisionBlock(**sizes))
+    return lw.memory_report(chain, method, images(), CLASSES, window=window, measure=True).rows[0]
 
 
 # ---- layers ----

@@ -258,8 +258,14 @@ def test_schedules_are_data():
     assert [s.windows for s in lw.bottom_up(3, 5)] == [((0, 0),), ((1, 1),), ((2, 2),)]
     assert [s.epochs for s in lw.bottom_up(4, (30, 40, 50))] == [30, 40, 50, 50]
     assert [s.epochs for s in lw.bottom_up(3, lambda i: 5 * 1.2**i)] == [5, 6, 7]
-    assert [s.windows[0] for s in lw.segments(7, 1, size=3, overlap=2)] == [(0, 2), (1, 3), (2, 4), (3, 5), (4, 6)]
-    assert [s.windows[0] for s in lw.segments(5, 1, size=2)] == [(0, 1), (2, 3), (4, 4)]
+    assert [s.windows[0] for s in lw.sliding_windows(7, 1, size=3, overlap=2)] == [
+        (0, 2),
+        (1, 3),
+        (2, 4),
+        (3, 5),
+        (4, 6),
+    ]
+    assert [s.windows[0] for s in lw.sliding_windows(5, 1, size=2)] == [(0, 1), (2, 3), (4, 4)]
     assert lw.simultaneous(3, 9) == [lw.Stage(((0, 0), (1, 1), (2, 2)), 9)]
     assert [s.windows[0][0] for s in lw.robin(3, 2)] == [0, 1, 2, 0, 1, 2]
 
@@ -268,9 +274,9 @@ def test_schedules_are_data():
 def test_segments_cover_the_chain(units, size, overlap):
     if overlap >= size:
         with pytest.raises(ValueError, match="overlap < size"):
-            lw.segments(units, 1, size=size, overlap=overlap)
+            lw.sliding_windows(units, 1, size=size, overlap=overlap)
         return
-    windows = [s.windows[0] for s in lw.segments(units, 1, size=size, overlap=overlap)]
+    windows = [s.windows[0] for s in lw.sliding_windows(units, 1, size=size, overlap=overlap)]
     assert {i for a, b in windows for i in range(a, b + 1)} == set(range(units))
     assert windows[-1][1] == units - 1 and all(b[0] - a[0] == size - overlap for a, b in pairwise(windows))
 

@@ -25,13 +25,7 @@ def report(method, model=None, example=None, *, measure=False, **options):
 
 # ---- predicted, measured, done ----
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("name", ["bottom up", "segments", "simultaneous", "random robin", "best weights"])
