@@ -7,6 +7,7 @@ from layerwise.local_losses import PredSimLoss, ScoresLoss, make_local_loss, sim
 from layerwise.memory import MemoryUse, measure_memory
 from layerwise.method import Method, OptimizerSpec, Stopping
 from layerwise.presets import greedy
+from layerwise.probes import ProbeCallback, ProbeTable, probe
 from layerwise.regularisers import Regularisation, gradient_dropout, gradient_noise
 from layerwise.schedules import Stage, bottom_up, robin, segments, simultaneous
 from layerwise.splitting import split
@@ -31,6 +32,8 @@ __all__ = [
     "OwnHead",
     "PredSimHead",
     "PredSimLoss",
+    "ProbeCallback",
+    "ProbeTable",
     "Regularisation",
     "ScoresLoss",
     "SplitError",
@@ -47,6 +50,7 @@ __all__ = [
     "greedy",
     "make_local_loss",
     "measure_memory",
+    "probe",
     "robin",
     "segments",
     "similarity_matrix",
