@@ -18,6 +18,7 @@ from layerwise.memory_report import MemoryReport, PredictionError, WindowMemory,
 from layerwise.method import Method, OptimizerSpec, Stopping
 from layerwise.neighbours import k_filter, k_redundancy, k_redundant
 from layerwise.presets import backprop, dll, greedy, predsim, random_robin, segments, transfer
+from layerwise.probes import ProbeCallback, ProbeTable, probe
 from layerwise.pruning import Pruning, PruningError, filter_importance, prune_unit
 from layerwise.regularisers import Regularisation, gradient_dropout, gradient_noise
 from layerwise.ridge_head import RidgeHead
@@ -55,6 +56,8 @@ __all__ = [
     "PredSimHead",
     "PredSimLoss",
     "PredictionError",
+    "ProbeCallback",
+    "ProbeTable",
     "Pruning",
     "PruningError",
     "Regularisation",
@@ -89,6 +92,7 @@ __all__ = [
     "measure_memory",
     "memory_report",
     "predsim",
+    "probe",
     "prune_unit",
     "random_robin",
     "robin",

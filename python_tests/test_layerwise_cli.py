@@ -1,0 +1,86 @@
+"""``python -m layerwise``: what it prints, what it writes, what it refuses."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from layerwise import zoo
+from layerwise.cli import main
+
+SMALL = ["--data", "digits", "--model", "cnn4", "--width", "0.125", "--epochs", "2", "--limit", "200", "--batch", "50"]
+
+
+def run(capsys, *args):
+    code = main([str(a) for a in args])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_train_prints_a_row_per_unit_and_writes_weights_and_history(tmp_path, capsys):
+    weights, history = tmp_path / "w.safetensors", tmp_path / "h.csv"
+    code, out, _ = run(capsys, "train", *SMALL, "--method", "greedy2", "--save", weights, "--history", history)
+    assert code == 0
+    accuracy = float(re.search(r"test accuracy ([\d.]+) %", out).group(1))
+    rows = [line.split() for line in out.splitlines() if re.match(r" +\d ", line) and "parameters" not in line]
+    assert len(rows) == 4 and float(rows[-1][-1]) == pytest.approx(accuracy, abs=0.01)
+    assert len(history.read_text().splitlines()) == 9
+    model = zoo.make("cnn4", width=0.125, in_channels=1, image_size=8, classes=10)
+    assert model.load_state_dict(load_file(weights)).missing_keys == []
+
+
+@pytest.mark.parametrize("method", ["greedy1", "dll", "segments", "random_robin", "predsim", "transfer", "backprop"])
+def test_every_method_runs(method, capsys):
+    code, out, err = run(capsys, "train", *SMALL, "--method", method, "--lr", "0.001")
+    assert code == 0, err
+    assert "test accuracy" in out
+
+
+def test_an_interrupted_training_goes_on(tmp_path, capsys, monkeypatch):
+    path = tmp_path / "c.pt"
+    command = ["train", *SMALL, "--method", "greedy1", "--checkpoint", path]
+    torch.manual_seed(0)
+    whole = run(capsys, *command, "--save", tmp_path / "whole.safetensors")
+    path.unlink()
+    from layerwise.trainer import LayerwiseTrainer
+
+    save, saved = LayerwiseTrainer._save, []
+
+    def interrupt(self, loader):
+        save(self, loader)
+        saved.append(1)
+        if len(saved) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(LayerwiseTrainer, "_save", interrupt)
+    assert run(capsys, *command)[0] == 130
+    monkeypatch.setattr(LayerwiseTrainer, "_save", save)
+    code, out, _ = run(capsys, *command, "--resume", "--save", tmp_path / "resumed.safetensors")
+    assert code == 0 and out == whole[1]
+    a, b = (load_file(tmp_path / f"{name}.safetensors") for name in ("whole", "resumed"))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["train", "--model", "alexnet"], "invalid choice: 'alexnet'"),
+        (["train", "--method", "magic"], "invalid choice: 'magic'"),
+        (["train", "--data", "iris"], "classification of images"),
+        (["train", "--resume"], "--resume needs --checkpoint"),
+        (["train", "--save", "no/such/folder/w.safetensors"], "there is no such folder"),
+        (["train", "--hierarchy", "1,x"], "expected numbers separated by commas"),
+        (["train", "--width", "-1"], "width"),
+        (["probe", "--weights", "none.safetensors"], "none.safetensors"),
+        (["probe", "--measures", "beauty"], "beauty"),
+        (["compare", "--methods", "magic"], "unknown method 'magic'"),
+        ([], "required"),
+    ],
+)
+def test_wrong_arguments(args, message, capsys):
+    code, out, err = run(capsys, *args)
+    assert code == 2 and out == ""
+    assert message in err and len(err.splitlines()) == 1
