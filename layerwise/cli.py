@@ -20,6 +20,7 @@ from torch import nn
 import layerwise as lw
 from layerwise import zoo
 from layerwise.data import Augmentation, Loaders, make_loaders
+from layerwise.probes.plots import plot_by_layer
 from platonic_core import __version__
 from platonic_core.command_line import Parser, run_command
 
@@ -201,15 +202,13 @@ def _run_compare(args: argparse.Namespace) -> None:
 
 
 def _run_probe(args: argparse.Namespace) -> None:
-    from layerwise.probes import probe
-
     loaders = _load(args)
     model = _model(args, loaders)
     if args.weights is not None:
         model.load_state_dict(load_file(args.weights))
-    table = probe(model, loaders.train, measures=args.measures.split(","), test_loader=loaders.test)
+    measures = args.measures.split(",")
+    table = lw.probe(model, loaders.train, measures=measures, test_loader=loaders.test, seed=args.seed)
     print(table)
-    for violation in table.violations():
-        print(violation)
     if args.plot is not None:
-        table.plot(args.plot)
+        columns = [name for name in table.trends if name in measures or name.rsplit("_", 1)[0] in measures]
+        plot_by_layer(table, columns).savefig(args.plot, dpi=150)
