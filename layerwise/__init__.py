@@ -1,6 +1,8 @@
 """Layer-wise training of any module: units with heads and losses of their own, in place of end-to-end backpropagation."""
 
+from layerwise.borrowing import PredictionError
 from layerwise.checkpoint import CheckpointError
+from layerwise.compare import Comparison, compare
 from layerwise.decision import AffineHead, BudgetError, DecisionBlock
 from layerwise.ensembles import HeadEnsemble, make_ensemble
 from layerwise.growth import grow
@@ -11,10 +13,11 @@ from layerwise.isolation import IsolationError, assert_isolated
 from layerwise.local_losses import PredSimLoss, ScoresLoss, make_local_loss, similarity_matrix
 from layerwise.loop import NonFiniteLossError
 from layerwise.memory import MemoryUse, measure_memory, saved_bytes
-from layerwise.memory_report import MemoryReport, PredictionError, WindowMemory, backprop_memory, memory_report
+from layerwise.memory_report import MemoryReport, WindowMemory, backprop_memory, memory_report
 from layerwise.method import Method, OptimizerSpec, Stopping
 from layerwise.presets import backprop, dll, greedy, predsim, random_robin, transfer
 from layerwise.pruning import Pruning, PruningError, filter_importance, prune_unit
+from layerwise.recompute import checkpointed
 from layerwise.regularisers import Regularisation, gradient_dropout, gradient_noise
 from layerwise.ridge_head import RidgeHead
 from layerwise.schedules import Stage, bottom_up, robin, segments, simultaneous
@@ -29,6 +32,7 @@ __all__ = [
     "BudgetError",
     "Chain",
     "CheckpointError",
+    "Comparison",
     "ConvHead",
     "DecisionBlock",
     "HeadEnsemble",
@@ -64,6 +68,8 @@ __all__ = [
     "backprop_memory",
     "bottom_up",
     "build_head",
+    "checkpointed",
+    "compare",
     "dll",
     "filter_importance",
     "format_table",
