@@ -1,7 +1,9 @@
 """Layer-wise training of any module: units with heads and losses of their own, in place of end-to-end backpropagation."""
 
 from layerwise import zoo
+from layerwise.borrowing import PredictionError
 from layerwise.checkpoint import CheckpointError
+from layerwise.compare import Comparison, compare
 from layerwise.decision import AffineHead, BudgetError, DecisionBlock
 from layerwise.ensembles import HeadEnsemble, make_ensemble
 from layerwise.feature_cache import FeatureCache
@@ -14,12 +16,13 @@ from layerwise.isolation import IsolationError, assert_isolated
 from layerwise.local_losses import PredSimLoss, ScoresLoss, make_local_loss, similarity_matrix
 from layerwise.loop import NonFiniteLossError, accuracy
 from layerwise.memory import MemoryUse, measure_memory, saved_bytes
-from layerwise.memory_report import MemoryReport, PredictionError, WindowMemory, backprop_memory, memory_report
+from layerwise.memory_report import MemoryReport, WindowMemory, backprop_memory, memory_report
 from layerwise.method import Method, OptimizerSpec, Stopping
 from layerwise.neighbours import k_filter, k_redundancy, k_redundant
 from layerwise.presets import backprop, dll, greedy, predsim, random_robin, segments, transfer
 from layerwise.probes import ProbeCallback, ProbeTable, probe
 from layerwise.pruning import Pruning, PruningError, filter_importance, prune_unit
+from layerwise.recompute import checkpointed
 from layerwise.regularisers import Regularisation, gradient_dropout, gradient_noise
 from layerwise.ridge_head import RidgeHead
 from layerwise.schedules import Stage, bottom_up, robin, simultaneous, sliding_windows
@@ -34,6 +37,7 @@ __all__ = [
     "BudgetError",
     "Chain",
     "CheckpointError",
+    "Comparison",
     "ConvHead",
     "DecisionBlock",
     "FeatureCache",
@@ -76,6 +80,8 @@ __all__ = [
     "backprop_memory",
     "bottom_up",
     "build_head",
+    "checkpointed",
+    "compare",
     "dll",
     "filter_importance",
     "format_table",

@@ -19,7 +19,8 @@ from torch import nn
 
 import layerwise as lw
 from layerwise import zoo
-from layerwise.data import Augmentation, Loaders, make_loaders
+from layerwise.compare import ENDS_TO_END
+from layerwise.data import Augmentation, Loaders, TensorLoader, make_loaders
 from layerwise.probes.plots import plot_by_layer
 from platonic_core import __version__
 from platonic_core.command_line import Parser, run_command
@@ -72,7 +73,11 @@ def _make_parser() -> Parser:
     compare = parsers.add_parser("compare", help="methods at one memory budget, beside backpropagation")
     _add_data(compare)
     _add_model(compare)
-    compare.add_argument("--methods", default="greedy2,predsim", help="separated by commas (default: greedy2,predsim)")
+    compare.add_argument(
+        "--methods",
+        default="backprop,checkpointing,accumulation,greedy2,dll",
+        help="of train, and checkpointing and accumulation, separated by commas (default: %(default)s)",
+    )
     compare.add_argument("--budget", type=float, default=0.5, help="share of backpropagation's memory (default: 0.5)")
     compare.add_argument("--seeds", type=int, default=1)
     compare.add_argument("--plot", type=Path, metavar="FILE")
@@ -186,19 +191,37 @@ def _run_train(args: argparse.Namespace) -> None:
 
 
 def _run_compare(args: argparse.Namespace) -> None:
+    if args.augment:
+        raise ValueError("compare gives all methods the same samples, without augmentation; leave --augment out")
     loaders = _load(args)
-    methods = {name: _method(name, args) for name in args.methods.split(",")}
+    methods = [name if name in ENDS_TO_END else partial(_method_within, name, args) for name in args.methods.split(",")]
+    for name in args.methods.split(","):
+        if name not in ENDS_TO_END:
+            _method(name, args)
     result = lw.compare(
         partial(_model, args, loaders),
-        loaders,
-        methods=methods,
+        (_whole(loaders.train), _whole(loaders.test)),
+        methods,
+        classes=loaders.classes,
         budget=args.budget,
         epochs=args.epochs,
+        batch_size=args.batch,
         seeds=range(args.seeds),
+        device=args.device,
     )
     print(result)
     if args.plot is not None:
         result.plot(args.plot)
+
+
+def _method_within(name: str, args: argparse.Namespace, budget: int) -> lw.Method:
+    return _method(name, argparse.Namespace(**{**vars(args), "budget": budget}))
+
+
+def _whole(loader: TensorLoader) -> tuple[torch.Tensor, torch.Tensor]:
+    plain = TensorLoader(loader.x, loader.y, 1024, mean=loader.mean, std=loader.std)
+    inputs, labels = zip(*plain, strict=True)
+    return torch.cat(inputs), torch.cat(labels)
 
 
 def _run_probe(args: argparse.Namespace) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from layerwise.borrowing import borrowed
 from layerwise.heads import LinearHead, Pool2d, TokenHead, pooled
-from layerwise.memory_report import backprop_memory, borrowed, memory_report, stays
+from layerwise.memory_report import backprop_memory, memory_report, stays
 from layerwise.subnet import Place
 
 __all__ = ["AffineHead", "BudgetError", "DecisionBlock"]

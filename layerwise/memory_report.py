@@ -6,19 +6,15 @@ which have shapes and storages but no values: nothing is computed, nothing is al
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch._subclasses import fake_tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch import Tensor
+from torch.utils._pytree import tree_map
 
-from layerwise.checkpoint import rng_state, set_rng_state
+from layerwise.borrowing import batch_of, borrowed, chain_tensors, tensors_in, tensors_of
 from layerwise.history import format_table
 from layerwise.memory import MemoryUse, Meter, open_meter, tensor_bytes
 from layerwise.method import Method, Stopping
@@ -26,17 +22,11 @@ from layerwise.regularisers import Regularisation
 from layerwise.schedules import Stage, Window
 from layerwise.subnet import Training
 from layerwise.trainer import LayerwiseTrainer
-from layerwise.units import Chain, State, Unit, main_tensor
+from layerwise.units import Chain, State, main_tensor
 
-__all__ = [
-    "MemoryReport", "PredictionError", "WindowMemory", "backprop_memory", "borrowed", "end_to_end", "memory_report", "stays",
-]  # fmt: skip
+__all__ = ["MemoryReport", "WindowMemory", "backprop_memory", "end_to_end", "memory_report", "stays"]
 
 _BYTES_PER_MB = 1e6
-
-
-class PredictionError(RuntimeError):
-    """A step whose course depends on values, so that it cannot be followed without them."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +184,7 @@ def memory_report(
     of convolutions, and sizes rounded up by the allocator, neither of which can be predicted. Buckets of distributed
     training are in neither.
     """
-    samples = main_tensor(example).shape[0]
+    size = batch_size or main_tensor(example).shape[0]
     schedule = _reduced(method.stages(len(chain)) if window is None else [Stage((window,), 1)])
     plain = replace(method, schedule=schedule, filtering=None, pruning=None, platonic_init=False, stopping=Stopping())
     rows: list[WindowMemory] = []
@@ -209,21 +199,16 @@ def memory_report(
             clip_norm=clip_norm,
             progress=False,
         )
-        trainer._example = _batch_of(example, samples, batch_size or samples, mode)
-        target = torch.arange(batch_size or samples, device=trainer.device) % classes
+        if mode is not None:
+            example = tree_map(lambda x: mode.from_tensor(x) if isinstance(x, Tensor) else x, example)
+        trainer._example = batch_of(example, size)
+        target = torch.arange(size, device=trainer.device) % classes
         for unit in chain:
             unit.freeze()
         for number, stage in enumerate(schedule):
             trainer._stage = number
             rows += _run_stage(trainer, stage, target, caches, method.stopping.restore_best)
-    return MemoryReport(tuple(rows), batch_size or samples, measure)
-
-
-_VALUES_NEEDED = (
-    fake_tensor.DataDependentOutputException,
-    fake_tensor.DynamicOutputShapeException,
-    fake_tensor.UnsupportedOperatorException,
-)
+    return MemoryReport(tuple(rows), size, measure)
 
 
 def end_to_end(method: Method, epochs: int = 1) -> Method:
@@ -271,9 +256,9 @@ def _run_stage(
     first = trainer.loop.accumulate
     others = [t for t in trainer.trainings.values() if not any(t is own for own in trainings)]
     resident = [
-        *_tensors_of(_modules(trainer.chain)),
-        *_tensors_in(trainer._example),
-        *(t for training in trainings for t in _tensors_of([training.subnet.head])),
+        *chain_tensors(trainer.chain),
+        *tensors_in(trainer._example),
+        *(t for training in trainings for t in tensors_of([training.subnet.head])),
         *_kept_by(others),
     ]
     known = [*resident, target, *(t for training in trainings for t in _state_of(training))]
@@ -283,7 +268,7 @@ def _run_stage(
         states = [t for training in trainings for t in _state_of(training)]
         made += tensor_bytes([*known, *states])  # by the first batches, to stay
         peak = max(marks.peak, meter.mark()) - made
-    best = [tensor_bytes(_tensors_of([training.subnet])) if keep_best else 0 for training in trainings]
+    best = [tensor_bytes(tensors_of([training.subnet])) if keep_best else 0 for training in trainings]
     total = tensor_bytes([*resident, *states]) + peak + sum(best) + caches
     rows = []
     for training, best_bytes, (kept_units, kept_head) in zip(trainings, best, marks.kept, strict=True):
@@ -292,10 +277,10 @@ def _run_stage(
         rows.append(
             WindowMemory(
                 window=(first, last),
-                units=tensor_bytes(_tensors_of(units[first : last + 1])),
-                head=tensor_bytes(_tensors_of([training.subnet.head])),
-                feednet=tensor_bytes(_tensors_of(units[:first])),
-                above=tensor_bytes(_tensors_of(units[last + 1 :])),
+                units=tensor_bytes(tensors_of(units[first : last + 1])),
+                head=tensor_bytes(tensors_of([training.subnet.head])),
+                feednet=tensor_bytes(tensors_of(units[:first])),
+                above=tensor_bytes(tensors_of(units[last + 1 :])),
                 other_heads=stays(others),
                 gradients=tensor_bytes(training.optimizer_parameters()),
                 optimizer=tensor_bytes(_state_of(training)),
@@ -382,122 +367,19 @@ class _Marks:
         return note
 
 
-# ---- tensors ----
-
-
-def _modules(chain: Chain) -> list[nn.Module]:
-    """All modules of the units and of the model, each once."""
-    roots = [*chain.units, *([chain.model] if chain.model is not None else [])]
-    return list({id(module): module for root in roots for module in root.modules()}.values())
-
-
-def _tensors_of(modules: Iterable[nn.Module]) -> list[Tensor]:
-    return [t for module in modules for t in (*module.parameters(), *module.buffers())]
-
-
-def _tensors_in(values: Any) -> list[Tensor]:
-    return [x for x in tree_leaves(values) if isinstance(x, Tensor)]
-
-
 def _state_of(training: Training) -> list[Tensor]:
-    if training.optimizer is None:
-        return []
-    return _tensors_in(list(training.optimizer.state.values()))
+    return [] if training.optimizer is None else tensors_in(list(training.optimizer.state.values()))
 
 
 def _kept_by(trainings: Iterable[Training]) -> list[Tensor]:
-    """What trainings keep beside the units: heads, the state of optimisers, the best weights."""
+    """Heads, the state of optimisers, the best weights."""
     return [
         t
         for training in trainings
-        for t in (*_tensors_of([training.subnet.head]), *_state_of(training), *_tensors_in(training.best_state))
+        for t in (*tensors_of([training.subnet.head]), *_state_of(training), *tensors_in(training.best_state))
     ]
 
 
 def stays(trainings: Iterable[Training]) -> int:
     """Bytes of what trainings keep beside the units."""
     return tensor_bytes(_kept_by(trainings))
-
-
-def _batch_of(example: State, samples: int, size: int, fake: FakeTensorMode | None) -> State:
-    """The example with `size` samples: the same ones over and over."""
-
-    def resize(x: Any) -> Any:
-        if not isinstance(x, Tensor):
-            return x
-        if fake is not None and not isinstance(x, FakeTensor):
-            x = fake.from_tensor(x)
-        if size == samples or x.dim() == 0 or x.shape[0] != samples:
-            return x
-        return x[torch.arange(size, device=x.device) % samples]
-
-    return tree_map(resize, example)
-
-
-# ---- a chain to try things on ----
-
-
-class _Numbers(TorchDispatchMode):
-    """Where code asks a fake tensor for its value (an optimiser for its step count, the trainer whether a loss is finite),
-    the answer is 1."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default:
-            (tensor,) = args
-            if isinstance(tensor, FakeTensor) and tensor.constant is None:
-                return 1.0 if tensor.is_floating_point() else 1
-        return func(*args, **(kwargs or {}))
-
-
-@contextlib.contextmanager
-def borrowed(chain: Chain, with_data: Sequence[nn.Module] | None = None) -> Iterator[FakeTensorMode | None]:
-    """The chain to train at will, on fake tensors, or `with_data` the modules listed; everything is put back at the end.
-
-    Yields the mode of the fake tensors, which is on inside. Inside another such block, the chain stays on that one's.
-    """
-    modules = _modules(chain)
-    tensors = _tensors_of(modules)
-    mode = next((t.fake_mode for t in tensors if isinstance(t, FakeTensor)), None)
-    nested = mode is not None
-    if not nested and with_data is None:
-        mode = FakeTensorMode(allow_non_fake_inputs=True)
-    values = [(t, t.detach().cpu().clone()) for t in _tensors_of(with_data or ())] if mode is None else []
-    flags = [(t, t.requires_grad, t.grad) for t in tensors]
-    attributes = [(module, dict(module.__dict__)) for module in modules]
-    generators = None if nested else rng_state()
-    stand_ins = {id(t): t if nested or mode is None else mode.from_tensor(t) for t in tensors}
-    try:
-        for tensor in (*tensors, *stand_ins.values()):
-            tensor.grad = None
-        for module in modules:
-            for name in ("_parameters", "_buffers"):
-                own = module.__dict__[name]
-                module.__dict__[name] = {key: None if t is None else stand_ins[id(t)] for key, t in own.items()}
-            if isinstance(module, Unit):
-                module._trainable = tuple(stand_ins[id(t)] for t in module._trainable)
-        with contextlib.nullcontext() if nested or mode is None else _without_values(mode):
-            yield mode
-    finally:
-        for module, before in attributes:
-            module.__dict__.clear()
-            module.__dict__.update(before)
-        with torch.no_grad():
-            for tensor, value in values:
-                tensor.copy_(value)
-        for tensor, wanted, grad in flags:
-            tensor.requires_grad_(wanted)
-            tensor.grad = grad
-        if generators is not None:
-            set_rng_state(generators)
-
-
-@contextlib.contextmanager
-def _without_values(mode: FakeTensorMode) -> Iterator[None]:
-    try:
-        with mode, _Numbers():
-            yield
-    except _VALUES_NEEDED as error:
-        raise PredictionError(
-            f"the step depends on values and cannot be followed without them: {str(error).splitlines()[0]}; measure it "
-            "(measure=True), and give heads fixed sizes"
-        ) from error
