@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements/constraints.txt
 NATIVE := $(shell find csrc -type f) setup.py pyproject.toml
-PYTHON_SOURCES := platonic_core platonic weight_compression gradamp python_tests benchmarks examples setup.py
+PYTHON_SOURCES := platonic_core platonic weight_compression gradamp layerwise python_tests benchmarks examples setup.py
 
 .PHONY: demo test bench gpu-check fuzz lint format clean
 
