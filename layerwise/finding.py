@@ -100,10 +100,10 @@ def _group(
     units: dict[str, list[str]] = {}
     seen = set()
     for layer, names in around.items():
-        group = groups[next(f"{layer}.{name}" for name, _ in modules[layer].named_parameters())]
+        group = groups.get(next(f"{layer}.{name}" for name, _ in modules[layer].named_parameters()))
         if group not in seen:
             seen.add(group)
-            pure = [n for n in names if all(groups[f"{n}.{p}"] == group for p, _ in modules[n].named_parameters())]
+            pure = [n for n in names if all(groups.get(f"{n}.{p}") == group for p, _ in modules[n].named_parameters())]
             name = next((n for n in pure if is_narrow(n)), None) or (None if units else pure[0])
             if name is not None:
                 units[name] = []

@@ -144,10 +144,9 @@ class _Untraceable(Exception):
         frames = traceback.extract_tb(self.error.__traceback__)
         own = [f for f in frames if not f.filename.startswith(library) and f.filename != __file__]
         at = ""
-        if frames:
-            line = own[-1] if own else frames[-1]
-            source = (line.line or linecache.getline(line.filename, line.lineno or 0)).strip()
-            at = f"{line.filename}:{line.lineno}: `{source}`: "
+        if own:
+            source = (own[-1].line or linecache.getline(own[-1].filename, own[-1].lineno or 0)).strip()
+            at = f"{own[-1].filename}:{own[-1].lineno}: `{source}`: "
         name_it = f"name {self.where!r}, or a module around it, as one unit, or " if self.where else ""
         return SplitError(
             f"{where} cannot be traced: {at}{self.error}. Change that, or {name_it}give units by hand: "
@@ -268,11 +267,7 @@ def trace_modes(model: nn.Module, leaves: Collection[str] = (), *, extend: bool 
 def cut_model(model: nn.Module, names: Sequence[str]) -> Chain:
     """The chain whose units begin at the modules called `names`."""
     modules = dict(model.named_modules())
-    _check_names(modules, names)
-    above = {name.rsplit(".", i)[0] for name in names for i in range(1, name.count(".") + 1)}
-    inside = [name for name in names if name in above]
-    if inside:
-        raise SplitError(f"{inside[0]!r} is named, and a module inside it also; name one or the other")
+    above = _check_names(modules, names)
     traces = trace_modes(model, {name for name in modules if name and name not in above})
     for trace in traces:
         missing = [name for name in names if name not in trace.first]
@@ -291,18 +286,17 @@ def cut_model(model: nn.Module, names: Sequence[str]) -> Chain:
     calls = [dict.fromkeys(path for piece in both for path in piece.paths) for both in zip(*pieces, strict=True)]
     callers = Counter(itertools.chain.from_iterable(calls))
     units = []
-    for k, name in enumerate(orders[0]):
-        own = {path: modules[path] for path in calls[k]}
-        for path, module in own.items():
-            if callers[path] > 1 and not _has_state(
-                module
-            ):  # such as a dropout, in training here and in eval mode there
-                own[path] = copy.deepcopy(module)
-        functions = [piece[k].function(model, own) for piece in pieces]
-        loose = {p: operator.attrgetter(p)(model) for piece in pieces for p in piece[k].attributes}
-        loose = {p: tensor for p, tensor in loose.items() if isinstance(tensor, nn.Parameter)}
-        units.append(Unit(name, functions[0], own, parameters=loose, eval_function=functions[-1]))
-        units[-1].training = units[-1].parts.training = model.training
+    for name, paths, *both in zip(orders[0], calls, *pieces, strict=True):
+        # A module without state, such as a dropout, may be in training for one of its units and not for another.
+        own = {
+            p: copy.deepcopy(modules[p]) if callers[p] > 1 and not _has_state(modules[p]) else modules[p] for p in paths
+        }
+        read = {path: operator.attrgetter(path)(model) for piece in both for path in piece.attributes}
+        parameters = {path: tensor for path, tensor in read.items() if isinstance(tensor, nn.Parameter)}
+        functions = [piece.function(model, own) for piece in both]
+        unit = Unit(name, functions[0], own, parameters=parameters, eval_function=functions[-1])
+        unit.training = unit.parts.training = model.training
+        units.append(unit)
     chain = Chain(units, model)
     owned = {id(p) for p in chain.parameters()}
     unused = [name for name, p in model.named_parameters() if id(p) not in owned and p.requires_grad]
@@ -314,7 +308,8 @@ def cut_model(model: nn.Module, names: Sequence[str]) -> Chain:
     return chain
 
 
-def _check_names(modules: dict[str, nn.Module], names: Sequence[str]) -> None:
+def _check_names(modules: dict[str, nn.Module], names: Sequence[str]) -> set[str]:
+    """The names of the modules around those called `names`."""
     if not names:
         raise SplitError("expected at least one name, got none")
     for name in names:
@@ -324,6 +319,11 @@ def _check_names(modules: dict[str, nn.Module], names: Sequence[str]) -> None:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise SplitError(f"a name is given twice: {twice}")
+    above = {name.rsplit(".", i)[0] for name in names for i in range(1, name.count(".") + 1)}
+    inside = [name for name in names if name in above]
+    if inside:
+        raise SplitError(f"{inside[0]!r} is named, and a module inside it also; name one or the other")
+    return above
 
 
 def _has_state(module: nn.Module) -> bool:
