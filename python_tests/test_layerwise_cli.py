@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 from layerwise import zoo
 from layerwise.cli import main
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = ["--data", "digits", "--model", "cnn4", "--width", "0.125", "--epochs", "2", "--limit", "200", "--batch", "50"]
 
 

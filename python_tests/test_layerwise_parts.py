@@ -18,6 +18,8 @@ from torch.nn import functional as F
 import layerwise as lw
 from layerwise_cases import ADAM, METHODS, cnn, digits, loader
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # ---- heads ----
 
 SHAPES = [(4, 6, 7, 5), (4, 6, 1, 1), (4, 9, 12), (4, 10)]

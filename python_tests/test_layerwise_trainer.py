@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import layerwise as lw
 from layerwise_cases import ADAM, METHODS, cnn, digits, loader, mlp
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def fit(method, model=None, *, seed=3, data=None, validation=None, resume=False, **options):
     trainer = lw.LayerwiseTrainer(model or cnn(), method, classes=10, **options)
