@@ -73,7 +73,7 @@ def _check_windows(trainer: LayerwiseTrainer, windows: Any, state: Any, target: 
     if any(hasattr(t.subnet.head, "observe") for t in trainings):  # a closed-form head is 0 before its first solution
         for training, _, _ in trainer.loop.losses(trainings, state, target):
             if hasattr(training.subnet.head, "observe"):
-                training.subnet.head.observe(target)
+                training.subnet.head.observe(target)  # type: ignore[operator]
     for training, loss, _ in trainer.loop.losses(trainings, state, target):
         loss.backward(retain_graph=True)
         own = {id(p) for p in training.subnet.parameters()}
