@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 
 from layerwise.units import Chain, State
 
-__all__ = ["Batch", "Feednet", "to_device"]
+__all__ = ["Batch", "Feednet", "counted", "generators_of", "read_batch", "to_device"]
 
 Batch = tuple[State, Tensor]
 
@@ -75,3 +75,16 @@ class Feednet:
         for batch in loader:
             state, target = read_batch(batch, self.device)
             yield self.advance(state, 0, boundary), target
+
+
+def counted(stream: Iterator[Batch], seen: list[int], slot: int) -> Iterator[Batch]:
+    """The same batches; their samples are added to seen[slot]."""
+    for batch in stream:
+        seen[slot] += batch[1].shape[0]
+        yield batch
+
+
+def generators_of(loader: Any) -> list[torch.Generator | None]:
+    """Generators of its own that decide a loader's order."""
+    found = [getattr(loader, "generator", None), getattr(getattr(loader, "sampler", None), "generator", None)]
+    return [g if isinstance(g, torch.Generator) else None for g in found]

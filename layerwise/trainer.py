@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from layerwise.checkpoint import CheckpointError, load_checkpoint, rng_state, save_checkpoint, set_rng_state
 from layerwise.ensembles import Truncated
 from layerwise.feature_cache import FeatureCache
-from layerwise.feednet import Batch, Feednet, read_batch
+from layerwise.feednet import Batch, Feednet, counted, generators_of, read_batch
 from layerwise.filtering import losses_under
 from layerwise.history import History
 from layerwise.initialisation import initialise_unit
@@ -263,16 +263,16 @@ class LayerwiseTrainer:
         first = stage.windows[0][0]
         if stage.feed == "cached":
             assert self.cache is not None
-            stream = self.cache.stream(self.feednet, loader, first, _generators(loader))
+            stream = self.cache.stream(self.feednet, loader, first, generators_of(loader))
         else:
             stream = self.feednet.stream(loader, first)
-        stream = _counted(stream, seen, 0)
+        stream = counted(stream, seen, 0)
         filtering = self.method.filter_of(first)
         if filtering is not None:
             below = next((t for w, t in reversed(self.trainings.items()) if w[1] == first - 1), None)
             loss_of = None if below is None else losses_under(below.subnet.head, self.feednet.amp)
             stream = filtering.apply(stream, epoch, loss_of)
-        return _counted(stream, seen, 1)
+        return counted(stream, seen, 1)
 
     # ---- windows ----
 
@@ -325,7 +325,7 @@ class LayerwiseTrainer:
 
     def _look_ahead(self, loader: Iterable[Any], boundary: int) -> Iterator[Batch]:
         """Batches at a boundary; afterwards the generators are where they were."""
-        generators = _generators(loader)
+        generators = generators_of(loader)
         before = rng_state(*generators)
         try:
             yield from self.feednet.stream(loader, boundary)
@@ -467,7 +467,7 @@ class LayerwiseTrainer:
                 if hasattr(averager, "state_dict")
             ],
             "history": self.history.rows,
-            "rng": rng_state(*_generators(loader)),
+            "rng": rng_state(*generators_of(loader)),
             "cache": None if self.cache is None else self.cache.state_dict(),
         }
         save_checkpoint(self.checkpoint, state)
@@ -493,16 +493,4 @@ class LayerwiseTrainer:
         self._stage, self._epoch, self.stopped = state["stage"], state["epoch"], state["stopped"]
         if self.cache is not None and state["cache"] is not None:
             self.cache.load_state_dict(state["cache"])
-        set_rng_state(state["rng"], *_generators(loader))
-
-
-def _counted(stream: Iterator[Batch], seen: list[int], slot: int) -> Iterator[Batch]:
-    for batch in stream:
-        seen[slot] += batch[1].shape[0]
-        yield batch
-
-
-def _generators(loader: Any) -> list[torch.Generator | None]:
-    """Generators of its own that decide a loader's order."""
-    found = [getattr(loader, "generator", None), getattr(getattr(loader, "sampler", None), "generator", None)]
-    return [g if isinstance(g, torch.Generator) else None for g in found]
+        set_rng_state(state["rng"], *generators_of(loader))

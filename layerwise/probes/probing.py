@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from layerwise.checkpoint import rng_state, set_rng_state
-from layerwise.feednet import Batch, read_batch
+from layerwise.feednet import Batch, generators_of, read_batch
 from layerwise.probes.measures import Measure, Samples, Stream, make_measures
 from layerwise.probes.pca import Projection
 from layerwise.probes.table import ProbeTable
 from layerwise.splitting import Spec, split
-from layerwise.trainer import _generators
 from layerwise.units import Chain, State, main_tensor
 
 __all__ = ["probe"]
@@ -85,7 +84,7 @@ def probe(
 def _unchanged(chain: Chain, *loaders: Any) -> Iterator[None]:
     """Eval mode, no gradients; afterwards modes and random generators are what they were."""
     modes = [(module, module.training) for unit in chain for module in unit.modules()]
-    generators = [g for loader in loaders for g in _generators(loader)]
+    generators = [g for loader in loaders for g in generators_of(loader)]
     before = rng_state(*generators)
     chain.eval()
     try:
