@@ -4,7 +4,7 @@ The measures are functions of a representation Z and labels y; :func:`probe` tak
 look: nothing about the network, its modes or the random generators changes.
 """
 
-from layerwise.filtering import k_redundancy
+from layerwise.neighbours import k_redundancy
 from layerwise.probes.callback import ProbeCallback
 from layerwise.probes.least_squares import LeastSquares, least_squares_distance
 from layerwise.probes.measures import (

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-from layerwise.filtering import k_redundancy
+from layerwise.neighbours import k_redundancy
 from layerwise.probes.least_squares import LeastSquares
 from layerwise.probes.pca import project_pca
 from layerwise.probes.representation import as_features
@@ -139,11 +139,15 @@ class ConditionalEntropy(Measure):
 @dataclass(frozen=True)
 class KRedundancy(Measure):
     """``k_redundancy_K`` for every K in `k`: share of samples whose K nearest neighbours have their class; see
-    :func:`~layerwise.filtering.k_redundancy`. Images and tokens are flattened, unless `pool` says otherwise."""
+    :func:`~layerwise.neighbours.k_redundancy`. Images and tokens are flattened, unless `pool` says otherwise."""
 
     k: int | Sequence[int] = 10
     pool: int | None = None
     kind: ClassVar[str] = "samples"
+
+    def __post_init__(self) -> None:
+        if not self.neighbours or len(set(self.neighbours)) < len(self.neighbours) or min(self.neighbours) < 1:
+            raise ValueError(f"k: expected distinct positive numbers, got {self.k}")
 
     @property
     def neighbours(self) -> tuple[int, ...]:
@@ -154,8 +158,8 @@ class KRedundancy(Measure):
         return {f"k_redundancy_{k}": RISES for k in self.neighbours}
 
     def of_samples(self, samples: Samples) -> dict[str, Any]:
-        rows = as_features(samples.Z, self.pool)
-        return {f"k_redundancy_{k}": k_redundancy(rows, samples.y, k) for k in self.neighbours}
+        shares = k_redundancy(as_features(samples.Z, self.pool), samples.y, self.neighbours)
+        return dict(zip(self.trends, shares, strict=True))
 
 
 def _accuracies(name: str, found: Separability) -> dict[str, Any]:
