@@ -8,6 +8,7 @@ import io
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from sklearn.neighbors import NearestNeighbors
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -82,6 +83,10 @@ def test_values_are_those_of_the_measures(data):
         assert row["lsd_intercept"] == pytest.approx(expected, abs=1e-5)
         for k in (1, 5):
             assert row[f"k_redundancy_{k}"] == pytest.approx(k_redundancy(Z, y, k), abs=0.01)
+            if row["layer"] == 0:
+                others = NearestNeighbors(n_neighbors=k).fit(X.flatten(1)).kneighbors(return_distance=False)
+                expected = (y.numpy()[others] == y.numpy()[:, None]).all(1).mean()
+                assert row[f"k_redundancy_{k}"] == pytest.approx(expected, abs=0.02)  # ties
         found = linear_separability(Z, y, Z_test, test.tensors[1])
         assert row["linear_separability"] == pytest.approx(found.test, abs=0.021)
         assert row["linear_separability_train"] == pytest.approx(found.train, abs=0.021)
@@ -294,6 +299,9 @@ def test_bad_measures(data):
     ]:
         with pytest.raises(ValueError, match=match):
             probe(network(), loader(data), measures=measures)
+    for k in ((), (5, 5), 0):
+        with pytest.raises(ValueError, match="k: expected distinct"):
+            KRedundancy(k=k)
     with pytest.raises(ValueError, match="swish"):
         ConditionalEntropy(threshold="swish")
 

@@ -14,7 +14,6 @@ from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
-from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
@@ -24,7 +23,6 @@ from layerwise.probes import (
     Selections,
     as_features,
     cnn_separability,
-    k_redundancy,
     least_squares_distance,
     linear_separability,
     project_pca,
@@ -144,27 +142,6 @@ def test_lsd_of_nothing_but_zeros():
     assert least_squares_distance(torch.zeros(4, 3), y) == 1
     assert least_squares_distance(torch.zeros(4, 3), y, intercept=True) == pytest.approx(1 - (1 + 4 + 1) / 16)
     assert least_squares_distance(torch.ones(1, 1), torch.tensor([0])) == pytest.approx(0, abs=1e-15)
-
-
-# ------------------------------------------------------------------------------------------------------- k-redundancy
-
-
-@pytest.mark.parametrize("k", [1, 5, 30])
-def test_k_redundancy_is_that_of_nearest_neighbours(digits, k):
-    X, y = digits
-    others = NearestNeighbors(n_neighbors=k).fit(X).kneighbors(return_distance=False)  # without the samples themselves
-    expected = (y.numpy()[others] == y.numpy()[:, None]).all(1).mean()
-    assert k_redundancy(X, y, k) == pytest.approx(expected, abs=2.1 / len(y))  # ties
-
-
-def test_k_redundancy_by_hand():
-    Z, y = torch.tensor([[0.0], [1.0], [2.5], [10.0], [11.0]]), torch.tensor([0, 0, 1, 1, 1])
-    assert k_redundancy(Z, y, 1) == pytest.approx(4 / 5)  # 2.5 is nearest to 1
-    assert k_redundancy(Z, y, 2) == pytest.approx(2 / 5)
-    assert k_redundancy(Z.reshape(5, 1, 1, 1), y, 1) == pytest.approx(4 / 5)
-    for k in (0, 5):
-        with pytest.raises(ValueError, match="k"):
-            k_redundancy(Z, y, k)
 
 
 # --------------------------------------------------------------------------------------------------------- selections

@@ -86,6 +86,8 @@ def test_by_epoch():
     labels = [line.get_label() for line in axes.get_lines()]
     assert labels == [f"{i}: features.{i}" for i in range(1, 5)]  # the first layer has no values
     assert axes.get_lines()[1].get_ydata() == pytest.approx([1 / 2, 1 / 3, 1 / 4, 1 / 5])
+    (line,) = plot_by_epoch(watch, "lsd", layers=[2]).get_axes()[0].get_lines()
+    assert line.get_label() == "2: features.2"
     figure = plot_by_epoch(watch, "lsd", scalar="mse")
     curve = figure.get_axes()[1].get_lines()[0]
     assert curve.get_xdata().tolist() == [1, 2, 3] and curve.get_ydata().tolist() == [1 / 2, 1 / 3, 1 / 4]
@@ -137,6 +139,7 @@ def test_bad_figures(monkeypatch):
         (lambda: plot_by_layer({}, "lsd"), "at least one table"),
         (lambda: plot_by_epoch(ProbeCallback([]), "lsd"), "nothing has been recorded"),
         (lambda: plot_by_epoch(recorded(), "lsd", scalar="loss"), "scalar 'loss'"),
+        (lambda: plot_by_epoch(recorded(), "lsd", layers=[0, 9]), r"none of the layers \[0, 9\]"),
         (lambda: plot_scatter(good), "measures='pca'"),
         (lambda: plot_scatter(table([1], projections={0: None}), layers=[7]), r"layers \[7\]; there are \[0\]"),
         (lambda: plot_voronoi({}), "at least one"),

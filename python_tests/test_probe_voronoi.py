@@ -63,6 +63,9 @@ def test_maps_are_pure_and_cannot_spare_a_centroid(samples, lifted):
     found = pure_voronoi_map(X, y)
     assert_pure(found, X, y)
     assert len(np.unique(y)) <= len(found.labels) <= len(X)
+    split = pure_voronoi_map(X, y, method="split")
+    assert_pure(split, X, y)
+    assert found.entropy <= split.entropy + 1e-12
     again = pure_voronoi_map(X, y)
     assert torch.equal(found.centroids, again.centroids) and torch.equal(found.cells, again.cells)
     for left_out in range(len(found.labels)):
@@ -100,6 +103,7 @@ def test_better_than_splitting_alone(frequency):
     X, y = sinusoid(300, frequency)
     sizes, found = split_map(X, y), pure_voronoi_map(X, y)
     assert_pure(found, X, y)
+    assert pure_voronoi_map(X, y, method="split").entropy == pytest.approx(entropy(sizes, base=2))
     assert len(found.labels) < 0.7 * len(sizes)
     assert found.entropy < entropy(sizes, base=2) - 0.4
 
@@ -128,6 +132,11 @@ def test_equal_samples():
     assert pure_voronoi_map(X, np.array([0, 1, 0, 0])).sizes.tolist() == [3, 1]
     with pytest.raises(ValueError, match=r"samples 0 and 3 are equal, and their classes 0 and 1 are not.*1 such"):
         pure_voronoi_map(X, np.array([0, 1, 0, 1]))
+
+
+def test_bad_method():
+    with pytest.raises(ValueError, match="'greedy' or 'split', got 'best'"):
+        pure_voronoi_map(np.eye(2), np.arange(2), method="best")
 
 
 def test_close_samples():

@@ -145,6 +145,10 @@ class KRedundancy(Measure):
     pool: int | None = None
     kind: ClassVar[str] = "samples"
 
+    def __post_init__(self) -> None:
+        if not self.neighbours or len(set(self.neighbours)) < len(self.neighbours) or min(self.neighbours) < 1:
+            raise ValueError(f"k: expected distinct positive numbers, got {self.k}")
+
     @property
     def neighbours(self) -> tuple[int, ...]:
         return (self.k,) if isinstance(self.k, int) else tuple(self.k)
@@ -154,8 +158,8 @@ class KRedundancy(Measure):
         return {f"k_redundancy_{k}": RISES for k in self.neighbours}
 
     def of_samples(self, samples: Samples) -> dict[str, Any]:
-        rows = as_features(samples.Z, self.pool)
-        return {f"k_redundancy_{k}": k_redundancy(rows, samples.y, k) for k in self.neighbours}
+        shares = k_redundancy(as_features(samples.Z, self.pool), samples.y, self.neighbours)
+        return dict(zip(self.trends, shares, strict=True))
 
 
 def _accuracies(name: str, found: Separability) -> dict[str, Any]:

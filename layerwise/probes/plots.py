@@ -84,7 +84,9 @@ def plot_by_layer(tables: ProbeTable | Mapping[str, ProbeTable], measures: str |
     figure = new_figure(0.6 + 4.0 * len(measures) + beside, 3.6)
     from matplotlib.ticker import MaxNLocator
 
-    for axes, measure in zip(figure.subplots(1, len(measures), squeeze=False)[0], measures, strict=True):
+    shares = all(measure.startswith("k_redundancy") for measure in measures)
+    panels = figure.subplots(1, len(measures), squeeze=False, sharey=shares)[0]
+    for axes, measure in zip(panels, measures, strict=True):
         with_input = False
         for (name, table), colour in zip(lines.items(), _colours(len(lines)), strict=True):
             values = table.column(measure)
@@ -97,8 +99,6 @@ def plot_by_layer(tables: ProbeTable | Mapping[str, ProbeTable], measures: str |
             if wrong:
                 axes.scatter(*zip(*wrong, strict=True), s=70, facecolors="none", edgecolors=_RING, zorder=3)
         axes.set(xlabel="layer (0: input)" if with_input else "layer", ylabel=_label(measure))
-        if measure.startswith("k_redundancy"):
-            axes.set_ylim(-0.03, 1.03)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _open_frame(axes)
     if beside:
@@ -118,8 +118,10 @@ def _explain(figure: Any, axes: Any, ringed: bool) -> None:
     figure.legend(handles=handles, loc="outside right upper", frameon=False)
 
 
-def plot_by_epoch(record: Recorded, measure: str, *, scalar: str | None = None) -> Any:
-    """A measure of every layer against the epoch (figure 5.6), and beside it a scalar recorded with it (figure 5.21).
+def plot_by_epoch(
+    record: Recorded, measure: str, *, scalar: str | None = None, layers: Iterable[int] | None = None
+) -> Any:
+    """A measure of layers against the epoch (figure 5.6), and beside it a scalar recorded with it (figure 5.21).
 
     Parameters
     ----------
@@ -129,6 +131,8 @@ def plot_by_epoch(record: Recorded, measure: str, *, scalar: str | None = None) 
         Column.
     scalar : str, optional
         Name of a scalar.
+    layers : iterable of int, optional
+        Which, 0 being the input; all that have the measure if left out.
     """
     if not record.tables:
         raise ValueError("nothing has been recorded yet")
@@ -139,7 +143,10 @@ def plot_by_epoch(record: Recorded, measure: str, *, scalar: str | None = None) 
     epochs = list(record.tables)
     columns = [table.column(measure) for table in record.tables.values()]
     rows = next(iter(record.tables.values())).rows
-    shown = [i for i in range(len(rows)) if any(column[i] is not None for column in columns)]
+    wanted = {row["layer"] for row in rows} if layers is None else set(layers)
+    shown = [i for i, row in enumerate(rows) if row["layer"] in wanted and any(c[i] is not None for c in columns)]
+    if not shown:
+        raise ValueError(f"{measure} was recorded of none of the layers {sorted(wanted)}")
     marker = "o" if len(epochs) <= 25 else ""
     for i, colour in zip(shown, _colours(len(shown)), strict=True):
         name = rows[i]["name"] if rows[i]["layer"] == 0 else f"{rows[i]['layer']}: {rows[i]['name']}"
@@ -226,7 +233,7 @@ def plot_voronoi(problems: Mapping[str, tuple[Any, Any, PureVoronoiMap]]) -> Any
     """
     if not problems:
         raise ValueError("expected at least one problem, got none")
-    figure = new_figure(9.4, 3.2 * len(problems))
+    figure = new_figure(7.9, 2.75 * len(problems))
     from matplotlib.collections import PolyCollection
     from matplotlib.colors import to_rgba
 
@@ -243,14 +250,17 @@ def plot_voronoi(problems: Mapping[str, tuple[Any, Any, PureVoronoiMap]]) -> Any
         cells = _bounded_cells(found.centroids.numpy(), low, high)
         for axes, title in zip(panels, (name, "pure Voronoi map", "its centroids"), strict=True):
             if axes is not panels[0]:
-                axes.add_collection(PolyCollection(cells, facecolors=light, edgecolors="white", linewidths=0.7))
+                axes.add_collection(PolyCollection(cells, facecolors=light, linewidths=0))
+                axes.add_collection(
+                    PolyCollection(cells, facecolors="none", edgecolors="white", linewidths=0.7, zorder=3)
+                )
             if axes is not panels[2]:
                 axes.scatter(*points.T, c=dark, s=float(np.clip(4000 / len(points), 2, 12)), linewidths=0)
             axes.set_title(title, fontsize=11)
             axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[], aspect="equal")
         count = f"{len(classes)} cells" if len(classes) != 1 else "1 cell"
         panels[1].set_xlabel(f"{count}, {found.entropy:.2f} bits", fontsize=10)
-        panels[2].scatter(*found.centroids.numpy().T, c="black", s=8, linewidths=0)
+        panels[2].scatter(*found.centroids.numpy().T, c="black", s=8, linewidths=0, zorder=4)
     return figure
 
 
