@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
-from layerwise.units import Chain, State
+from layerwise.units import Chain, State, Unit, main_tensor
 
 __all__ = ["Batch", "Feednet", "to_device"]
 
@@ -49,12 +49,17 @@ class Feednet:
         Where batches go.
     amp : dtype or None
         Of autocast.
+    samples : int or None
+        How many samples of a batch go through the units at a time; None means all.
     """
 
-    def __init__(self, chain: Chain, device: torch.device, amp: torch.dtype | None = None) -> None:
+    def __init__(
+        self, chain: Chain, device: torch.device, amp: torch.dtype | None = None, samples: int | None = None
+    ) -> None:
         self.chain = chain
         self.device = device
         self.amp = amp
+        self.samples = samples
 
     def advance(self, state: State, first: int, stop: int) -> State:
         """The state after units first to stop - 1, which are frozen."""
@@ -64,12 +69,54 @@ class Feednet:
         for unit in units:
             unit.guard()
         with torch.no_grad(), torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
-            for unit in units:
-                state = unit(state)
-        return state
+            size = main_tensor(state).shape[0]
+            if self.samples is None or size <= self.samples:
+                return _through(units, state)
+            whole: State = None
+            for start in range(0, size, self.samples):
+                rows = slice(start, min(start + self.samples, size))
+                part = _through(units, tree_map(lambda x: x[rows] if _has_rows(x, size) else x, state))  # noqa: B023
+                whole = _put(whole, part, rows, size)
+            return whole
 
     def stream(self, loader: Iterable[Any], boundary: int) -> Iterator[Batch]:
         """Every batch of the loader as it enters unit `boundary`."""
-        for batch in loader:
+
+        def feed(batch: Any) -> Batch:
             state, target = read_batch(batch, self.device)
-            yield self.advance(state, 0, boundary), target
+            return self.advance(state, 0, boundary), target
+
+        return map(feed, loader)  # which keeps no batch, as a loop would
+
+
+def _through(units: Sequence[Unit], state: State) -> State:
+    for unit in units:
+        state = unit(state)
+    return state
+
+
+def _has_rows(x: Any, size: int) -> bool:
+    return isinstance(x, Tensor) and x.dim() > 0 and x.shape[0] == size
+
+
+def _put(whole: State, part: State, rows: slice, size: int) -> State:
+    """Some rows of a state, into one that is made for the first of them."""
+    count = rows.stop - rows.start
+
+    def make(x: Any) -> Any:
+        if _has_rows(x, count):
+            dense = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+            layout = torch.channels_last if dense else torch.contiguous_format
+            return torch.empty((size, *x.shape[1:]), dtype=x.dtype, device=x.device, memory_format=layout)
+        if isinstance(x, Tensor) or (isinstance(x, int) and x == count):
+            raise ValueError(
+                "feed_batch: what passes from unit to unit depends on the size of the batch otherwise than by a row for each "
+                "sample; leave feed_batch out, or cut the model elsewhere"
+            )
+        return x
+
+    whole = tree_map(make, part) if whole is None else whole
+    for target, source in zip(tree_leaves(whole), tree_leaves(part), strict=True):
+        if isinstance(target, Tensor):
+            target[rows] = source
+    return whole
