@@ -124,6 +124,7 @@ def compare(
     epochs: int = 10,
     batch_size: int = 128,
     seeds: Sequence[int] = (0,),
+    feed_batch: int | None = None,
     baseline: Method | None = None,
     spec: Spec = "auto",
     amp: torch.dtype | None = None,
@@ -161,7 +162,7 @@ def compare(
         Runs of each method.
     baseline : Method, optional
         The end-to-end training of the first three; None means ``backprop(epochs=epochs)``.
-    spec, amp
+    spec, amp, feed_batch
         As of :class:`~layerwise.LayerwiseTrainer`.
     device : device, default="cpu"
         Where to train.
@@ -182,7 +183,15 @@ def compare(
         If there are fewer training samples than in a batch, or a name or the budget is none.
     """
     setting = _Setting(
-        make_model, _dataset(data[0]), _dataset(data[1]), classes, batch_size, spec, amp, torch.device(device), workers
+        make_model,
+        _dataset(data[0]),
+        _dataset(data[1]),
+        classes,
+        batch_size,
+        spec,
+        {"amp": amp, "feed_batch": feed_batch},
+        torch.device(device),
+        workers,
     )
     if len(setting.train) < batch_size:
         raise ValueError(f"data: expected at least a batch of {batch_size} training samples, got {len(setting.train)}")
@@ -297,7 +306,7 @@ class _Setting:
     classes: int
     batch: int
     spec: Spec
-    amp: torch.dtype | None
+    options: dict[str, Any]
     device: torch.device
     workers: int
     _example: State = field(default=None, repr=False)
@@ -329,9 +338,9 @@ class _Setting:
             self.example(),
             self.classes,
             batch_size=micro,
-            amp=self.amp,
             accumulate=self.batch // micro,
             measure=measure,
+            **self.options,
         )
 
     def fit_to(self, plan: _Plan, limit: int) -> tuple[_Plan | None, str]:
@@ -368,7 +377,12 @@ class _Setting:
             peak = self.predict(plan, plan.micro, measure=True).total
         chain, loader = self.chain(plan, seed), self.loader(plan.micro, seed)
         trainer = LayerwiseTrainer(
-            chain, plan.method, classes=self.classes, amp=self.amp, accumulate=self.batch // plan.micro, progress=False
+            chain,
+            plan.method,
+            classes=self.classes,
+            accumulate=self.batch // plan.micro,
+            progress=False,
+            **self.options,
         )
         start = time.perf_counter()
         if self.device.type == "cuda":

@@ -216,6 +216,7 @@ class _Search:
             "amp": place.amp,
             "accumulate": place.accumulate,
             "clip_norm": place.clip_norm,
+            "feed_batch": place.feed_batch,
         }
         self.of_steps = isinstance(spec.budget, float) and spec.reference == "activations"
         self.others = 0 if self.of_steps else stays(place.trainings.values())

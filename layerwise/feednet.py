@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
-from layerwise.units import Chain, State
+from layerwise.units import Chain, State, Unit, main_tensor
 
 __all__ = ["Batch", "Feednet", "counted", "generators_of", "read_batch", "to_device"]
 
@@ -50,12 +50,17 @@ class Feednet:
         Where batches go.
     amp : dtype or None
         Of autocast.
+    samples : int or None
+        How many samples of a batch go through the units at a time; None means all.
     """
 
-    def __init__(self, chain: Chain, device: torch.device, amp: torch.dtype | None = None) -> None:
+    def __init__(
+        self, chain: Chain, device: torch.device, amp: torch.dtype | None = None, samples: int | None = None
+    ) -> None:
         self.chain = chain
         self.device = device
         self.amp = amp
+        self.samples = samples
 
     def advance(self, state: State, first: int, stop: int) -> State:
         """The state after units first to stop - 1, which are frozen."""
@@ -66,25 +71,70 @@ class Feednet:
             unit.guard()
         autocast = nullcontext() if self.amp is None else torch.autocast(self.device.type, self.amp)
         with torch.no_grad(), autocast:
-            for unit in units:
-                state = unit(state)
-        return state
+            size = main_tensor(state).shape[0]
+            if self.samples is None or size <= self.samples:
+                return _through(units, state)
+            whole: State = None
+            for start in range(0, size, self.samples):
+                rows = slice(start, min(start + self.samples, size))
+                part = _through(units, tree_map(lambda x: x[rows] if _has_rows(x, size) else x, state))  # noqa: B023
+                whole = _put(whole, part, rows, size)
+            return whole
 
     def stream(self, loader: Iterable[Any], boundary: int) -> Iterator[Batch]:
         """Every batch of the loader as it enters unit `boundary`."""
-        for batch in loader:
+
+        def feed(batch: Any) -> Batch:
             state, target = read_batch(batch, self.device)
-            yield self.advance(state, 0, boundary), target
+            return self.advance(state, 0, boundary), target
+
+        return map(feed, loader)  # which keeps no batch, as a loop would
 
 
 def counted(stream: Iterator[Batch], seen: list[int], slot: int) -> Iterator[Batch]:
     """The same batches; their samples are added to seen[slot]."""
-    for batch in stream:
+
+    def count(batch: Batch) -> Batch:
         seen[slot] += batch[1].shape[0]
-        yield batch
+        return batch
+
+    return map(count, stream)  # which keeps no batch, as a loop would
 
 
 def generators_of(loader: Any) -> list[torch.Generator | None]:
     """Generators of its own that decide a loader's order."""
     found = [getattr(loader, "generator", None), getattr(getattr(loader, "sampler", None), "generator", None)]
     return [g if isinstance(g, torch.Generator) else None for g in found]
+
+
+def _through(units: Sequence[Unit], state: State) -> State:
+    for unit in units:
+        state = unit(state)
+    return state
+
+
+def _has_rows(x: Any, size: int) -> bool:
+    return isinstance(x, Tensor) and x.dim() > 0 and x.shape[0] == size
+
+
+def _put(whole: State, part: State, rows: slice, size: int) -> State:
+    """Some rows of a state, into one that is made for the first of them."""
+    count = rows.stop - rows.start
+
+    def make(x: Any) -> Any:
+        if _has_rows(x, count):
+            dense = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+            layout = torch.channels_last if dense else torch.contiguous_format
+            return torch.empty((size, *x.shape[1:]), dtype=x.dtype, device=x.device, memory_format=layout)
+        if isinstance(x, Tensor) or (isinstance(x, int) and x == count):
+            raise ValueError(
+                "feed_batch: what passes from unit to unit depends on the size of the batch otherwise than by a row for each "
+                "sample; leave feed_batch out, or cut the model elsewhere"
+            )
+        return x
+
+    whole = tree_map(make, part) if whole is None else whole
+    for target, source in zip(tree_leaves(whole), tree_leaves(part), strict=True):
+        if isinstance(target, Tensor):
+            target[rows] = source
+    return whole

@@ -125,10 +125,13 @@ class Loop:
             first, last = training.subnet.window
             state = self.feednet.advance(state, at, first)
             with self._whether_to_synchronise(training, synchronise), self.autocast():
-                output, following = training.module(state)
+                output, state = training.module(state)
                 loss = self.loss(output, target)
-            yield training, loss, scores_of(output)
-            state, at = detach_state(following), last + 1
+            scores = scores_of(output)
+            state = None if training is trainings[-1] else detach_state(state)
+            del output  # from here to the next window, only what the backward pass needs is in memory
+            yield training, loss, scores
+            at = last + 1
 
     @staticmethod
     def _whether_to_synchronise(training: Training, yes: bool) -> Any:
@@ -145,9 +148,11 @@ class Loop:
         counts = [Counts(self.device) for _ in trainings]
         at = trainings[0].subnet.window[0]
         step = -1
-        for step, (state, target) in enumerate(stream):
+        for state, target in stream:
+            step += 1
             update = (step + 1) % self.accumulate == 0
             losses = self.losses(trainings, state, target, at=at, synchronise=update)
+            del state  # before the next one comes
             for count, (training, loss, scores) in zip(counts, losses, strict=True):
                 with self._whether_to_synchronise(training, update):
                     part = loss / self.accumulate if self.accumulate > 1 else loss

@@ -140,6 +140,7 @@ def memory_report(
     amp: torch.dtype | None = None,
     accumulate: int = 1,
     clip_norm: float | None = None,
+    feed_batch: int | None = None,
     caches: int = 0,
     measure: bool = False,
 ) -> MemoryReport:
@@ -160,7 +161,7 @@ def memory_report(
         Report on this window alone; None means all of the method's schedule, in its order.
     batch_size : int, optional
         Samples of a batch; None means as many as `example` has.
-    amp, accumulate, clip_norm
+    amp, accumulate, clip_norm, feed_batch
         As of :class:`~layerwise.LayerwiseTrainer`.
     caches : int, default=0
         Bytes on the same device that a feature cache takes.
@@ -197,6 +198,7 @@ def memory_report(
             amp=amp,
             accumulate=min(accumulate, 2),  # the first of several batches, and those after it
             clip_norm=clip_norm,
+            feed_batch=feed_batch,
             progress=False,
         )
         if mode is not None:

@@ -21,10 +21,9 @@ class _GradientDropout(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (grad,) = grads
-        kept = torch.empty_like(grad).bernoulli_(1 - ctx.p)
-        if ctx.rescale and ctx.p < 1:
-            kept.div_(1 - ctx.p)
-        return grad * kept, None, None
+        kept = torch.empty_like(grad, dtype=torch.bool).bernoulli_(1 - ctx.p)  # a quarter of the memory of float32
+        left = grad * kept
+        return left.div_(1 - ctx.p) if ctx.rescale else left, None, None
 
 
 class _GradientNoise(torch.autograd.Function):
@@ -92,7 +91,9 @@ class Regularisation:
             return x
         if self.channelwise and x.dim() == 4:
             return F.dropout2d(x, p)
-        return F.dropout(x, p)
+        return torch.native_dropout(x, p, True)[
+            0
+        ]  # as F.dropout, whose mask on the CPU is not boolean but as large as x
 
     def on_output(self, x: Tensor) -> Tensor:
         """What the head sees of the unit's output: the same, with noise on the way back."""

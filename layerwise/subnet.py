@@ -170,7 +170,7 @@ class Place:
 
     Attributes
     ----------
-    chain, window, method, classes, amp, accumulate, clip_norm
+    chain, window, method, classes, amp, accumulate, clip_norm, feed_batch
         Of the training.
     inputs : Tensor or tuple of Tensor
         A batch as it enters the chain.
@@ -190,6 +190,7 @@ class Place:
     amp: torch.dtype | None = None
     accumulate: int = 1
     clip_norm: float | None = None
+    feed_batch: int | None = None
 
 
 def make_training(

@@ -54,6 +54,9 @@ class LayerwiseTrainer:
         Batches whose gradients make one step.
     clip_norm : float, optional
         Largest norm of a window's gradients.
+    feed_batch : int, optional
+        Samples that frozen units take at a time; None means the whole batch. Fewer need less memory, and may give other last
+        bits.
     distributed : {None, "ddp"} or callable, default=None
         "ddp": every subnet's gradients are averaged by ``DistributedDataParallel`` of its own. A callable is called with the
         subnet and gives an averager, such as ``lambda subnet: CompressedModelAverager(8)`` of
@@ -94,6 +97,7 @@ class LayerwiseTrainer:
         amp: torch.dtype | None = None,
         accumulate: int = 1,
         clip_norm: float | None = None,
+        feed_batch: int | None = None,
         distributed: str | Callable[[nn.Module], Any] | None = None,
         cache: FeatureCache | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
@@ -107,6 +111,8 @@ class LayerwiseTrainer:
             raise ValueError(f"accumulate: expected at least 1, got {accumulate}")
         if checkpoint_every < 1:
             raise ValueError(f"checkpoint_every: expected at least 1, got {checkpoint_every}")
+        if feed_batch is not None and feed_batch < 1:
+            raise ValueError(f"feed_batch: expected at least 1, got {feed_batch}")
         if not (distributed in (None, "ddp") or callable(distributed)):
             raise ValueError(f"distributed: expected None, 'ddp' or a callable, got {distributed!r}")
         self.chain = model if isinstance(model, Chain) else split(model, spec)
@@ -118,7 +124,7 @@ class LayerwiseTrainer:
         self.callbacks = list(callbacks)
         self.progress = sys.stderr.isatty() if progress is None else progress
         self.device = next(self.chain.parameters()).device
-        self.feednet = Feednet(self.chain, self.device, amp)
+        self.feednet = Feednet(self.chain, self.device, amp, feed_batch)
         self.loop = Loop(self.feednet, make_local_loss(method.loss, **method.loss_options), accumulate, clip_norm)
         self.cache = cache
         self.stages = method.stages(len(self.chain))
@@ -292,6 +298,7 @@ class LayerwiseTrainer:
             trainings=self.trainings,
             accumulate=self.loop.accumulate,
             clip_norm=self.loop.clip_norm,
+            feed_batch=self.feednet.samples,
         )
 
     def _enter(self, window: Window, loader: Iterable[Any], kept: dict[str, Any] | None = None) -> Training:

@@ -105,9 +105,9 @@ def test_items_by_hand():
     assert first.gradients == first.optimizer == layers[0] + layers[3]
     assert (second.units, second.head, second.feednet) == (layers[1] + layers[2], 0, layers[0])
     batch = 16 * 64 * FLOAT + 16 * 8
-    before = 16 * 10 * FLOAT + FLOAT + 16  # scores and loss of the step before, the sums of the epoch
-    assert first.feednet_peak == 2 * batch + before  # a batch comes in while the last one is there
-    assert second.feednet_peak == 2 * batch + 16 * 20 * FLOAT + before  # and what the unit below made of that one
+    before = 16 * 10 * FLOAT + FLOAT + 16 * 8 + 16  # scores, loss and labels of the step before, the sums of the epoch
+    assert first.feednet_peak == batch + before
+    assert second.feednet_peak == batch + 2 * 16 * 20 * FLOAT + before  # a layer, and its ReLU
     assert first.kept_units == 16 * 20 * FLOAT  # ReLU keeps its output, the linear layer its input, which is the batch
     assert first.kept_head == 16 * 10 * FLOAT
     stays = sum(layers[:3]) + first.head + first.optimizer + 16 * 64 * FLOAT  # and the example batch
@@ -151,6 +151,56 @@ def test_full_backpropagation_is_the_chain_as_one_window():
     assert by_hand.resident == use.resident
     assert by_hand.peak <= use.peak <= by_hand.peak + batches + 1024  # and the sums of an epoch
     assert end_to_end(METHODS["simultaneous"]).loss == "cross_entropy"
+
+
+# ---- frozen units that take a batch in parts ----
+
+
+def test_parts_of_a_batch_need_less_and_give_the_same():
+    method = lw.greedy(1)
+    x = torch.rand(64, 1, 8, 8)
+    whole, parts = (lw.memory_report(lw.split(cnn(16)), method, x, 10, feed_batch=n, measure=True) for n in (None, 10))
+    assert parts.rows == lw.memory_report(lw.split(cnn(16)), method, x, 10, feed_batch=10).rows
+    assert parts.rows[0].feednet_peak == whole.rows[0].feednet_peak
+    assert all(p.feednet_peak < 0.8 * w.feednet_peak for p, w in zip(parts.rows[1:], whole.rows[1:], strict=True))
+    trainers = [lw.LayerwiseTrainer(cnn(16), method, classes=10, feed_batch=n) for n in (None, 10, 64, 100)]
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        outputs = []
+        for trainer in trainers:
+            trainer.chain.model.to(memory_format=memory_format)
+            outputs.append(trainer.feednet.advance(x, 0, 2))
+        for out in outputs:
+            torch.testing.assert_close(out, outputs[0])
+            assert out.is_contiguous(memory_format=memory_format)
+
+
+def test_states_of_several_tensors_come_in_parts_too():
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(64, 20), nn.Linear(20, 20), nn.Linear(20, 10)
+
+        def forward(self, x):
+            h = self.a(x)
+            return self.c(h + self.b(h.relu()))
+
+    net = Residual()
+    chain = lw.split(net, ["a", "b", "c"])
+    x = torch.rand(11, 64)
+    whole = lw.LayerwiseTrainer(chain, lw.greedy(1), classes=10).feednet.advance(x, 0, 1)
+    parts = lw.LayerwiseTrainer(chain, lw.greedy(1), classes=10, feed_batch=4).feednet.advance(x, 0, 1)
+    assert isinstance(whole, tuple)
+    torch.testing.assert_close(parts, whole)
+
+
+def test_sums_over_the_batch_cannot_come_in_parts():
+    net = nn.Sequential(nn.Linear(64, 20), nn.Linear(20, 10))
+    units = [lw.Unit("a", lambda x: net[0](x).sum(0, keepdim=True), [net[0]]), lw.Unit("b", net[1], [net[1]])]
+    trainer = lw.LayerwiseTrainer(lw.split(net, units), lw.greedy(1), classes=10, feed_batch=4)
+    with pytest.raises(ValueError, match="feed_batch: what passes from unit to unit depends on the size of the batch"):
+        trainer.feednet.advance(torch.rand(9, 64), 0, 1)
+    with pytest.raises(ValueError, match="feed_batch: expected at least 1, got 0"):
+        lw.LayerwiseTrainer(net, lw.greedy(1), classes=10, feed_batch=0)
 
 
 # ---- what is left behind ----
