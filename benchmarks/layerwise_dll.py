@@ -16,12 +16,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from layerwise.probes import stable_rank
 from layerwise_runs import Case, Results, backpropagation, chosen, load_data, make_parser, run_case, summary
 from torch import nn
 
 import layerwise as lw
 from layerwise import zoo
+from layerwise.probes import stable_rank
 
 MNIST: dict[str, Any] = {"in_channels": 1, "image_size": 28}
 BEST = lw.Stopping(restore_best=True)
