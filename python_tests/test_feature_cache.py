@@ -22,7 +22,7 @@ from layerwise import (
     Regularisation,
     bottom_up,
     robin,
-    segments,
+    sliding_windows,
     split,
 )
 from layerwise.feednet import Feednet
@@ -34,7 +34,7 @@ DEVICES = [
 ]
 SCHEDULES = {
     "bottom up": bottom_up(4, 2, feed="cached"),
-    "segments": segments(4, 2, size=2, overlap=1, feed="cached"),
+    "segments": sliding_windows(4, 2, size=2, overlap=1, feed="cached"),
     "robin": robin(4, 2, feed="cached"),
     "random robin": robin(4, 2, shuffle=True, feed="cached"),
 }

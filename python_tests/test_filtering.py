@@ -21,7 +21,7 @@ from layerwise import (
     OptimizerSpec,
     bottom_up,
     k_redundant,
-    segments,
+    sliding_windows,
 )
 from layerwise.filtering import losses_under
 
@@ -235,7 +235,7 @@ def test_loss_filter_needs_a_head_below(digits):
     with pytest.raises(ValueError, match=r"right below the window.*lambda unit: LossFilter"):
         make_trainer({"filtering": LossFilter(start_epoch=0)}).fit(make_loader(digits))
     overlapping = {"filtering": lambda unit: LossFilter(start_epoch=0) if unit else None}
-    overlapping["schedule"] = segments(3, 1, size=2, overlap=1)  # its second window begins inside the first
+    overlapping["schedule"] = sliding_windows(3, 1, size=2, overlap=1)  # its second window begins inside the first
     with pytest.raises(ValueError, match="right below the window"):
         make_trainer(overlapping).fit(make_loader(digits))
 
