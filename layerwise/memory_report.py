@@ -60,6 +60,8 @@ class WindowMemory:
         As given.
     total : int
         `step_peak` and all that stays.
+    sizes : dict or None
+        Of a head that was sized for its place, such as a decision block.
     """
 
     window: Window
@@ -77,6 +79,7 @@ class WindowMemory:
     step_peak: int
     caches: int
     total: int
+    sizes: dict[str, int] | None = None
 
     @property
     def use(self) -> MemoryUse:
@@ -118,7 +121,7 @@ class MemoryReport:
         return max(row.step_peak for row in self.rows)
 
     def __str__(self) -> str:
-        names = [f.name for f in fields(WindowMemory) if f.name != "window"]
+        names = [f.name for f in fields(WindowMemory) if f.name not in ("window", "sizes")]
         rows = [
             {"window": f"{r.window[0]}-{r.window[1]}", **{n: getattr(r, n) / _BYTES_PER_MB for n in names}}
             for r in self.rows
@@ -304,6 +307,10 @@ def _run_stage(
     trainings = [trainer._enter(window, ()) for window in stage.windows]
     for training in trainings:
         training.scaler = torch.amp.GradScaler(enabled=False)  # its doubts about infinities would skip steps
+        assert training.optimizer is not None
+        for group in training.optimizer.param_groups:
+            if trainer.device.type == "cuda" and group.get("foreach", False) is None and not group.get("fused"):
+                group["foreach"] = True  # the default there, which fake tensors do not get
     first = trainer.loop.accumulate
     others = [t for t in trainer.trainings.values() if not any(t is own for own in trainings)]
     resident = [
@@ -342,6 +349,7 @@ def _run_stage(
                 step_peak=peak,
                 caches=caches,
                 total=total,
+                sizes=training.sizes,
             )
         )
         training.note(1.0, keep_best)

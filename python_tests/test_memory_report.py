@@ -74,6 +74,14 @@ def test_perceptrons_of_any_shape(widths, batch, optimizer):
     assert predicted.rows == report(method, mlp(*widths), x, measure=True).rows
 
 
+@pytest.mark.parametrize("options", [{"foreach": True}, {"fused": True}, {"amsgrad": True}], ids=str)
+def test_optimisers_of_several_tensors_at_once(options):
+    method = lw.Method("m", lambda n: lw.bottom_up(n, 1), optimizer=lw.OptimizerSpec("adamw", options=options))
+    x = torch.rand(4, 64)
+    predicted = report(method, mlp(200, 300), x)
+    assert predicted.rows == report(method, mlp(200, 300), x, measure=True).rows
+
+
 def test_attention_and_its_tokens():
     class Tokens(nn.Module):
         def __init__(self):
