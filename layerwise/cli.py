@@ -177,12 +177,12 @@ def _run_train(args: argparse.Namespace) -> None:
                 "loss": row["loss"],
                 "train %": 100 * row["train_accuracy"],
                 "validation %": None if row["validation_accuracy"] is None else 100 * row["validation_accuracy"],
-                "test %": 100 * trainer.evaluate(loaders.test, row["last"]),
+                "test %": 100 * trainer.evaluate(loaders.test, row["last"]) if row["last"] in trainer.heads else None,
             }
         )
     print(lw.format_table(rows))
     print(f"test accuracy {100 * trainer.evaluate(loaders.test):.2f} %")
-    if len(trainer.trainings) > 1:
+    if len(trainer.heads) > 1:
         print(f"all heads together {100 * lw.accuracy(lw.make_ensemble(trainer), loaders.test, args.device):.2f} %")
     if args.history is not None:
         trainer.history.to_csv(args.history)

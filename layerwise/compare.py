@@ -19,6 +19,7 @@ from layerwise.borrowing import batch_of
 from layerwise.costs import balance, unit_costs
 from layerwise.decision import BudgetError
 from layerwise.feednet import read_batch
+from layerwise.heads import HeadSpec, SizedHeadSpec
 from layerwise.history import format_table
 from layerwise.memory import measure_memory
 from layerwise.memory_report import MemoryReport, memory_report
@@ -27,6 +28,7 @@ from layerwise.recompute import checkpointed
 from layerwise.splitting import Spec, split
 from layerwise.trainer import LayerwiseTrainer
 from layerwise.units import Chain, State
+from platonic.plots import COLOURS
 from platonic_core.figures import new_figure, save_figure
 
 __all__ = ["Comparison", "compare"]
@@ -62,7 +64,8 @@ class Comparison:
         ``peak_mb``, measured, and ``predicted_mb``, in 10^6 bytes; ``of_backprop``, the measured peak over the predicted one of
         backpropagation with whole batches; ``kept``, whether it is within the budget; ``batch``, samples per step of the
         optimiser, and ``micro_batch``, samples that are in memory at once; ``groups`` of units between which activations are
-        kept (None without checkpointing); ``passes`` over the training data; ``seconds`` of training, mean over the seeds.
+        kept (None without checkpointing); ``passes`` over the training data; ``seconds`` of training, mean over the
+        seeds; heads are sized before.
         Where a method does not fit at all, a ``note`` says why, and the rest is None.
     runs : list of dict
         ``method``, ``seed``, ``accuracy``, ``seconds`` of every run.
@@ -87,7 +90,7 @@ class Comparison:
         return "\n".join(lines)
 
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """Accuracy against peak memory with the budget, and seconds.
+        """Accuracies with their standard deviations, peaks beside the budget, and seconds; what exceeds the budget is grey.
 
         Raises
         ------
@@ -95,22 +98,20 @@ class Comparison:
             Without matplotlib, which the extra 'plot' installs.
         """
         rows = [row for row in self.rows if row["accuracy"] is not None]
-        figure = new_figure(10, 4)
-        left, right = figure.subplots(1, 2)
-        for row in rows:
-            error = None if row["std"] is None else 100 * row["std"]
-            colour = "black" if row["kept"] else "0.6"
-            left.errorbar(row["peak_mb"], 100 * row["accuracy"], error, marker="o", color=colour)
-            left.annotate(
-                row["method"], (row["peak_mb"], 100 * row["accuracy"]), xytext=(4, 4), textcoords="offset points"
-            )
-        left.axvline(self.budget / _MB, color="black", linestyle="--", linewidth=1)
-        left.set(
-            xlabel="peak memory, MB; the budget dashed", ylabel="test accuracy, %", title="Accuracy", xlim=(0, None)
-        )
-        right.barh([row["method"] for row in rows], [row["seconds"] for row in rows], color="0.6")
-        right.invert_yaxis()
-        right.set(xlabel="seconds", title="Training time")
+        names = [row["method"] for row in rows]
+        colours = [COLOURS[0] if row["kept"] else COLOURS[3] for row in rows]
+        figure = new_figure(11, 1.5 + 0.4 * len(rows))
+        accuracy, memory, seconds = figure.subplots(1, 3, sharey=True)
+        for row, colour in zip(rows, colours, strict=True):
+            spread = None if row["std"] is None else 100 * row["std"]
+            accuracy.errorbar(100 * row["accuracy"], row["method"], xerr=spread, marker="o", color=colour, capsize=3)
+        accuracy.set(xlabel="test accuracy, %", title="Accuracy")
+        memory.barh(names, [row["peak_mb"] for row in rows], color=colours)
+        memory.axvline(self.budget / _MB, color="black", linestyle="--", linewidth=1)
+        memory.set(xlabel="MB; dashed: the budget", title="Peak memory")
+        seconds.barh(names, [row["seconds"] for row in rows], color=colours)
+        seconds.set(xlabel="s", title="Training time")
+        accuracy.invert_yaxis()
         save_figure(figure, path)
 
 
@@ -281,6 +282,17 @@ def _plan(method: str | Method | MethodOf, baseline: Method, epochs: int, limit:
     )
 
 
+def _sized(method: Method, report: MemoryReport) -> Method:
+    """The method with heads of the sizes that were found, so that they are not searched again."""
+    sizes = {row.window[1]: row.sizes for row in report.rows}
+
+    def head(unit: int) -> HeadSpec:
+        spec = method.head_of(unit, is_output=False)
+        return spec.size_for(None, sizes[unit]) if isinstance(spec, SizedHeadSpec) and sizes[unit] else spec
+
+    return replace(method, head=head)
+
+
 class _Batches(Sampler[list[int]]):
     """Micro-batches whose runs of `batch` samples are the same whatever their size."""
 
@@ -352,12 +364,13 @@ class _Setting:
         needs = []
         for micro in (m for m in range(self.batch, min(self.batch, 2) - 1, -1) if self.batch % m == 0):
             try:
-                needs.append(self.predict(plan, micro).total)
+                report = self.predict(plan, micro)
             except BudgetError as error:
                 needs.append(error.smallest)
                 continue
-            if needs[-1] <= limit:
-                return replace(plan, micro=micro, predicted=needs[-1]), ""
+            needs.append(report.total)
+            if report.total <= limit:
+                return replace(plan, micro=micro, predicted=report.total, method=_sized(plan.method, report)), ""
         return None, f"does not fit: it needs {min(needs) / _MB:.4g} MB with whatever micro-batch"
 
     def need(self, plan: _Plan) -> int:

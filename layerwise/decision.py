@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from layerwise.borrowing import borrowed
 from layerwise.heads import LinearHead, Pool2d, TokenHead, pooled
-from layerwise.memory_report import backprop_memory, memory_report, stays
+from layerwise.memory_report import Replay, backprop_memory, memory_report, stays
 from layerwise.subnet import Place
 
 __all__ = ["AffineHead", "BudgetError", "DecisionBlock"]
@@ -74,11 +74,11 @@ class DecisionBlock:
     the batch size, optimiser, feednet, weights of all units and heads trained before, is as large as the budget allows. The
     thesis does not say how it searched. Here: from `max_convs` layers down to one (no more than the image can be halved),
     find the largest width, of at least `min_channels`, that keeps the budget. Take the first number of layers that comes
-    within half a point of it (of a budget in bytes, half a percent); else the one that comes closest; the average and
-    classifier alone if no layer fits. Memory grows with the width, so the search is one for a root: secant, false position,
-    bisection. Each trial is a prediction (:func:`~layerwise.memory_report`), which computes nothing. The block that it ends
-    with is verified by measuring a few steps; should these need more than predicted (on CUDA, workspaces of kernels), the
-    search is repeated with a budget lower by the difference.
+    within half a point of it (of a budget in bytes, half a percent) or has the largest width allowed; else the one that
+    comes closest; the average and classifier alone if no layer fits. Memory grows with the width, so the search is one for
+    a root: secant, false position, bisection. Each trial is a prediction (:func:`~layerwise.memory_report`), which computes
+    nothing. The block that it ends with is verified by measuring a few steps; should these need more than predicted (on
+    CUDA, workspaces of kernels), the search is repeated with a budget lower by the difference.
 
     Attributes
     ----------
@@ -89,8 +89,9 @@ class DecisionBlock:
     convs, channels : int or None
         Narrowing layers and the width of the first, where they are not to be searched for. Without a budget, None means
         `max_convs`, or as often as the image can be halved, and as wide as the unit.
-    min_channels : int or None
-        Least width that is searched; None means the number of classes.
+    min_channels, max_channels : int or None
+        Least and largest width that are searched. None means the number of classes, and no limit: what memory is left, wide
+        blocks fill, at the expense of time. Linear layers are never wider than the unit's output.
     pool : int
         Side of the grid of averages before the classifier of images: 1 or 2.
     reference : {"total", "activations"}
@@ -111,6 +112,7 @@ class DecisionBlock:
     convs: int | None = None
     channels: int | None = None
     min_channels: int | None = None
+    max_channels: int | None = None
     pool: int = 1
     reference: str = "total"
     verify: bool = True
@@ -124,8 +126,8 @@ class DecisionBlock:
             raise ValueError(f"reference: expected 'total' or 'activations', got {self.reference!r}")
         if self.max_convs < 0 or self.pool < 1:
             raise ValueError(f"DecisionBlock: expected max_convs of at least 0 and pool of at least 1, got {self}")
-        if any(size is not None and size < 1 for size in (self.channels, self.min_channels)):
-            raise ValueError(f"DecisionBlock: expected positive channels and min_channels, got {self}")
+        if any(size is not None and size < 1 for size in (self.channels, self.min_channels, self.max_channels)):
+            raise ValueError(f"DecisionBlock: expected positive channels, min_channels and max_channels, got {self}")
         if self.convs is not None and self.convs < 0:
             raise ValueError(f"convs: expected at least 0, got {self.convs}")
 
@@ -224,6 +226,7 @@ class _Search:
         self.limit = spec.budget if isinstance(spec.budget, int) else self._share(spec.budget or 0.0)
         self.workspace = 0  # what kernels were measured to need beyond predictions
         self.predicted: dict[DecisionBlock, int] = {}
+        self.replay: Replay | None = None
 
     def _share(self, fraction: float) -> int:
         plain = replace(self.place.method, head=LinearHead())
@@ -236,7 +239,14 @@ class _Search:
         place = self.place
         method = replace(place.method, head=block, last_head=block)
         row = memory_report(
-            place.chain, method, place.inputs, place.classes, window=place.window, measure=measure, **self.options
+            place.chain,
+            method,
+            place.inputs,
+            place.classes,
+            window=place.window,
+            measure=measure,
+            replay=None if measure else self.replay,
+            **self.options,
         ).rows[0]
         return row.step_peak if self.of_steps else row.total + self.others
 
@@ -248,19 +258,23 @@ class _Search:
 
     def run(self) -> DecisionBlock:
         """The block, or BudgetError."""
-        spec, example = self.spec, self.place.output
-        least = spec.min_channels or self.place.classes
-        most = None if example.dim() == 4 else max(least, _width(example))  # linear layers narrow
-        highest = min(spec.max_convs, _most_convs(example))
+        spec, place = self.spec, self.place
+        least = spec.min_channels or place.classes
+        limits = [spec.max_channels, None if place.output.dim() == 4 else _width(place.output)]
+        most = min((max(least, limit) for limit in limits if limit is not None), default=None)
+        highest = min(spec.max_convs, _most_convs(place.output))
         fill = self.limit - _TOLERANCE * (self.whole or self.limit)
         found: list[DecisionBlock] = []
-        with borrowed(self.place.chain):
+        with borrowed(place.chain):
+            if place.window[0] > 0:
+                self.replay = Replay(place.chain, place.inputs, place.window[0], place.amp, place.feed_batch)
             for convs in [spec.convs] if spec.convs is not None else range(highest, -1, -1):
                 widest = self._widest(convs, least, most, searched=bool(found))
                 if widest is not None:
                     found.append(replace(spec, budget=None, convs=convs, channels=widest))
-                    if self.need(found[-1]) >= fill:
+                    if self.need(found[-1]) >= fill or widest == most:
                         break
+            self.replay = None
         if not found:
             raise self._too_small()
         return max(found, key=self.need)

@@ -19,6 +19,8 @@ __all__ = ["MemoryUse", "Meter", "measure_memory", "open_meter", "saved_bytes", 
 
 def storages_of(tensor: Tensor) -> list[torch.UntypedStorage]:
     """Where a tensor's values lie: one storage, or several of a sparse tensor or of one that wraps others."""
+    if isinstance(tensor, FakeTensor):  # of which every attribute would go through its mode
+        return [tensor.untyped_storage()]
     if is_traceable_wrapper_subclass(tensor):
         names, _ = tensor.__tensor_flatten__()
         return [s for name in names for s in storages_of(getattr(tensor, name))]
@@ -165,7 +167,7 @@ class _StorageMeter(TorchDispatchMode, Meter):
 
     def _meet(self, tensor: Tensor, new: bool) -> None:
         """Count a storage that was made, or grew or shrank; remember one that was there before, to notice its end."""
-        if isinstance(tensor, FakeTensor) != self._fake or tensor.is_meta:
+        if isinstance(tensor, FakeTensor) != self._fake or (not self._fake and tensor.is_meta):
             return
         for storage in storages_of(tensor):
             key, size = storage._cdata, storage.nbytes()

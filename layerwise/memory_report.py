@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_map
 
 from layerwise.borrowing import batch_of, borrowed, chain_tensors, tensors_in, tensors_of
+from layerwise.feednet import Feednet
 from layerwise.history import format_table
 from layerwise.memory import MemoryUse, Meter, open_meter, tensor_bytes
 from layerwise.method import Method, Stopping
@@ -24,7 +26,7 @@ from layerwise.subnet import Training
 from layerwise.trainer import LayerwiseTrainer
 from layerwise.units import Chain, State, main_tensor
 
-__all__ = ["MemoryReport", "WindowMemory", "backprop_memory", "end_to_end", "memory_report", "stays"]
+__all__ = ["MemoryReport", "Replay", "WindowMemory", "backprop_memory", "end_to_end", "memory_report", "stays"]
 
 _BYTES_PER_MB = 1e6
 
@@ -58,6 +60,8 @@ class WindowMemory:
         As given.
     total : int
         `step_peak` and all that stays.
+    sizes : dict or None
+        Of a head that was sized for its place, such as a decision block.
     """
 
     window: Window
@@ -75,6 +79,7 @@ class WindowMemory:
     step_peak: int
     caches: int
     total: int
+    sizes: dict[str, int] | None = None
 
     @property
     def use(self) -> MemoryUse:
@@ -116,7 +121,7 @@ class MemoryReport:
         return max(row.step_peak for row in self.rows)
 
     def __str__(self) -> str:
-        names = [f.name for f in fields(WindowMemory) if f.name != "window"]
+        names = [f.name for f in fields(WindowMemory) if f.name not in ("window", "sizes")]
         rows = [
             {"window": f"{r.window[0]}-{r.window[1]}", **{n: getattr(r, n) / _BYTES_PER_MB for n in names}}
             for r in self.rows
@@ -143,6 +148,7 @@ def memory_report(
     feed_batch: int | None = None,
     caches: int = 0,
     measure: bool = False,
+    replay: Replay | None = None,
 ) -> MemoryReport:
     """The memory that `method` takes on `chain`, window by window.
 
@@ -167,6 +173,8 @@ def memory_report(
         Bytes on the same device that a feature cache takes.
     measure : bool, default=False
         Run the steps with data and measure them. This takes the memory and the time of a few training steps per window.
+    replay : Replay, optional
+        Of the units below `window`, so that many predictions run them once.
 
     Returns
     -------
@@ -204,6 +212,8 @@ def memory_report(
         if mode is not None:
             example = tree_map(lambda x: mode.from_tensor(x) if isinstance(x, Tensor) else x, example)
         trainer._example = batch_of(example, size)
+        if replay is not None:
+            trainer.feednet.advance = replay.over(trainer.feednet.advance)  # type: ignore[method-assign, assignment]
         target = torch.arange(size, device=trainer.device) % classes
         for unit in chain:
             unit.freeze()
@@ -235,6 +245,48 @@ def backprop_memory(
     return memory_report(chain, end_to_end(method), example, classes, measure=measure, **options).rows[0].use
 
 
+class Replay:
+    """What the units below a boundary give, made once on fake tensors, and the memory that this took, taken again each time.
+
+    Parameters
+    ----------
+    chain : Chain
+        Borrowed.
+    example : Tensor or tuple of Tensor
+        A batch as it enters the chain.
+    boundary : int
+        The unit that is fed.
+    amp, feed_batch
+        As of :class:`~layerwise.LayerwiseTrainer`.
+    """
+
+    def __init__(
+        self, chain: Chain, example: State, boundary: int, amp: torch.dtype | None, feed_batch: int | None
+    ) -> None:
+        self.boundary = boundary
+        tensors = chain_tensors(chain)
+        mode = next(t.fake_mode for t in tensors if isinstance(t, FakeTensor))
+        inputs = tree_map(lambda x: mode.from_tensor(x) if isinstance(x, Tensor) else x, example)
+        feednet = Feednet(chain, tensors[0].device, amp, feed_batch)
+        for unit in chain.units[:boundary]:
+            unit.freeze()
+        with open_meter([*tensors, *tensors_in(inputs)]) as meter:
+            self.state = feednet.advance(inputs, 0, boundary)
+            self.peak = meter.peak
+
+    def over(self, advance: Callable[[State, int, int], State]) -> Callable[[State, int, int], State]:
+        """`advance`, but for the way to the boundary."""
+
+        def replayed(state: State, first: int, stop: int) -> State:
+            if (first, stop) != (0, self.boundary):
+                return advance(state, first, stop)
+            device = main_tensor(self.state).device
+            torch.empty(self.peak, dtype=torch.uint8, device=device)
+            return tree_map(lambda x: torch.empty_like(x) if isinstance(x, Tensor) else x, self.state)
+
+        return replayed
+
+
 # ---- one stage ----
 
 
@@ -255,6 +307,10 @@ def _run_stage(
     trainings = [trainer._enter(window, ()) for window in stage.windows]
     for training in trainings:
         training.scaler = torch.amp.GradScaler(enabled=False)  # its doubts about infinities would skip steps
+        assert training.optimizer is not None
+        for group in training.optimizer.param_groups:
+            if trainer.device.type == "cuda" and group.get("foreach", False) is None and not group.get("fused"):
+                group["foreach"] = True  # the default there, which fake tensors do not get
     first = trainer.loop.accumulate
     others = [t for t in trainer.trainings.values() if not any(t is own for own in trainings)]
     resident = [
@@ -293,6 +349,7 @@ def _run_stage(
                 step_peak=peak,
                 caches=caches,
                 total=total,
+                sizes=training.sizes,
             )
         )
         training.note(1.0, keep_best)

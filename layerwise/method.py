@@ -104,6 +104,16 @@ class Stopping:
     def needs_validation(self) -> bool:
         return self.patience is not None or self.restore_best or self.chain_patience is not None
 
+    def ends_chain(self, accuracies: Iterable[float]) -> bool:
+        """Whether the last windows, of these best accuracies in the order of training, have brought no gain."""
+        best, since = -1.0, 0
+        for accuracy in accuracies:
+            if accuracy > best + self.min_gain:
+                best, since = accuracy, 0
+            else:
+                since += 1
+        return self.chain_patience is not None and since >= self.chain_patience
+
 
 @dataclass(frozen=True)
 class Method:
@@ -137,6 +147,9 @@ class Method:
         When to stop.
     platonic_init : bool
         Whether a unit of fully connected layers begins with weights in closed form (:mod:`platonic`).
+    keep_heads : bool
+        Whether heads are kept once another window begins. If not, only the last one's is there in the end, and the best one's
+        if chains end early. (A filter by the losses of the head below keeps that one as long as it needs it.)
     """
 
     name: str
@@ -153,6 +166,7 @@ class Method:
     pruning: Pruning | None = None
     stopping: Stopping = field(default_factory=Stopping)
     platonic_init: bool = False
+    keep_heads: bool = True
 
     def stages(self, units: int) -> list[Stage]:
         """The schedule of a chain of so many units."""

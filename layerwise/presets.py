@@ -58,6 +58,7 @@ def dll(
     input_dropout: float = 0.8,
     gradient_dropout: float = 0.6,
     max_convs: int = 4,
+    max_channels: int | None = None,
     **changes: Any,
 ) -> Method:
     """Deep layer-wise learning: one unit after the other, each with a decision block within a memory budget (thesis, 6.7).
@@ -79,13 +80,15 @@ def dll(
     Parameters
     ----------
     budget : int, float or None, default=0.3
-        Of :class:`~layerwise.DecisionBlock`: bytes, or a fraction of all the memory of full backpropagation.
+        Of :class:`~layerwise.DecisionBlock`: bytes, or a fraction of all the memory of full backpropagation. With a budget, a
+        head is thrown away when the next window begins, as in algorithm 3; ``keep_heads=True`` keeps them, within the budget.
     variant : {"main", "first"}
         See above.
     epochs, lr, weight_decay : optional
         Other than the variant's; of the first unit.
-    input_dropout, gradient_dropout, max_convs
-        Of the main variant.
+    input_dropout, gradient_dropout, max_convs, max_channels
+        Of the main variant; the last two of its decision blocks. Where units need little memory, blocks that fill the budget are
+        wide and slow; a limit on their channels makes them faster.
     **changes
         Other fields of :class:`~layerwise.Method`.
     """
@@ -100,11 +103,12 @@ def dll(
         method = Method(
             name="dll",
             schedule=lambda units: bottom_up(units, 300 if epochs is None else epochs),
-            head=DecisionBlock(budget, max_convs=max_convs),
+            head=DecisionBlock(budget, max_convs=max_convs, max_channels=max_channels),
             optimizer=OptimizerSpec("adamw", lr or 3e-3, _or(weight_decay, 1e-6), milestones=(0.5, 0.75)),
             lr_factor=0.8,
             weight_decay_factor=1.15,
             regularisation=Regularisation(input_dropout, 0.95, gradient_dropout=gradient_dropout),
+            keep_heads=budget is None,
         )
     else:
         raise ValueError(f"variant: expected 'main' or 'first', got {variant!r}")

@@ -38,6 +38,13 @@ class Subnet(nn.Module):
         return self.head(self.noise.on_output(out) if self.training else out), detach_state(state)
 
 
+class _NoHead(nn.Module):
+    """In place of a head that was not kept."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise RuntimeError("this head was not kept (keep_heads=False)")
+
+
 @dataclass
 class Training:
     """A window in training.
@@ -111,6 +118,14 @@ class Training:
         self.optimizer = None
         self.parallel = None
 
+    @property
+    def has_head(self) -> bool:
+        return not isinstance(self.subnet.head, _NoHead)
+
+    def drop_head(self) -> None:
+        """Forget the head, for good."""
+        self.subnet.head = _NoHead().eval()
+
     def begin_epoch(self, method: Method) -> None:
         """Set the learning rate and what decays."""
         self.subnet.epoch = self.epoch
@@ -141,7 +156,7 @@ class Training:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "head": self.subnet.head.state_dict(),
+            "head": self.subnet.head.state_dict() if self.has_head else None,
             "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "epoch": self.epoch,
@@ -153,7 +168,10 @@ class Training:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.subnet.head.load_state_dict(state["head"])
+        if state["head"] is None:
+            self.drop_head()
+        else:
+            self.subnet.head.load_state_dict(state["head"])
         if state["optimizer"] is None:
             self.optimizer = None
         else:

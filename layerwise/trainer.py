@@ -309,6 +309,8 @@ class LayerwiseTrainer:
                 self._example = self._take_example(loader)
             if self.method.platonic_init and kept is None:
                 self._initialise(window, loader)
+            if not self.method.keep_heads:
+                self._drop_heads(window)
             sizes = None if kept is None else kept["sizes"]
             training = self.trainings[window] = self.make_training(window, self._example, sizes)
         if self.distributed == "ddp" and training.parallel is None:
@@ -367,7 +369,7 @@ class LayerwiseTrainer:
                 agree(training.subnet)
         training.sleep()
         if over:
-            self.stopped = self._chain_is_done()
+            self.stopped = self.method.stopping.ends_chain(t.best for t in self.trainings.values())
 
     def _prune(self, training: Training, loader: Iterable[Any]) -> None:
         """Remove filters of the window's last unit, then tune its head to the rest."""
@@ -399,17 +401,14 @@ class LayerwiseTrainer:
             changed.renew()
         self.pruned[unit] = keep.tolist()
 
-    def _chain_is_done(self) -> bool:
-        patience = self.method.stopping.chain_patience
-        if patience is None:
-            return False
-        best, since = -1.0, 0
-        for training in self.trainings.values():  # in the order of training
-            if training.best > best + self.method.stopping.min_gain:
-                best, since = training.best, 0
-            else:
-                since += 1
-        return since >= patience
+    def _drop_heads(self, window: Window) -> None:
+        """Forget heads that nothing needs while `window` trains."""
+        filtered = self.method.filter_of(window[0]) is not None
+        best = self.output_window if self.trainings and self.method.stopping.chain_patience is not None else None
+        for other, training in self.trainings.items():
+            over = training.optimizer is None
+            if over and other != best and not (filtered and other[1] == window[0] - 1):
+                training.drop_head()
 
     # ---- results ----
 
@@ -429,10 +428,15 @@ class LayerwiseTrainer:
         if not -len(self.chain) <= unit < len(self.chain):
             raise ValueError(f"unit {unit} of a chain of {len(self.chain)}")
         unit %= len(self.chain)
-        for window in reversed(self.trainings):
-            if window[1] == unit:
+        for window, training in reversed(self.trainings.items()):
+            if window[1] == unit and training.has_head:
                 return window
-        raise ValueError(f"no head was trained on unit {unit}; there are {sorted(w[1] for w in self.trainings)}")
+        raise ValueError(f"there is no head on unit {unit}; there are {self.heads}")
+
+    @property
+    def heads(self) -> list[int]:
+        """Units with a head, ascending."""
+        return sorted({window[1] for window, training in self.trainings.items() if training.has_head})
 
     def export(self, unit: int | None = None) -> nn.Module:
         """The units up to `unit` and its head as one module, in eval mode; None means :attr:`output_window`."""

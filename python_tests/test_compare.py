@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import layerwise as lw
+from layerwise import decision
 from layerwise.compare import _Batches
 from layerwise_cases import cnn, digits, loader
 
@@ -122,6 +123,20 @@ def test_a_function_of_the_budget_makes_its_method():
     assert seen == [result.budget]
     (row,) = result.rows
     assert (row["method"], row["kept"], row["micro_batch"], row["passes"]) == ("dll", True, BATCH, 2)
+
+
+def test_heads_are_sized_once(monkeypatch):
+    searched = []
+    search = decision._Search.run
+    monkeypatch.setattr(decision._Search, "run", lambda self: searched.append(self.place.window) or search(self))
+
+    def method(budget: int) -> lw.Method:
+        head = lw.DecisionBlock(budget, convs=1, max_channels=12)
+        return lw.Method("dll", lambda n: lw.bottom_up(2, 1), head=head, optimizer=lw.OptimizerSpec("adam", 2e-3))
+
+    (row,) = run([method], budget=0.8, seeds=(0, 1)).rows
+    assert row["kept"]
+    assert searched == [(0, 0), (1, 1)]
 
 
 def test_what_cannot_fit_is_said_and_not_run():

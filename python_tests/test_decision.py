@@ -193,6 +193,12 @@ def test_fewer_convolutions_where_narrow_ones_would_not_do(monkeypatch):
     assert sized(lw.DecisionBlock(0.3, min_channels=1000))[0]["convs"] == 0
 
 
+def test_a_limit_on_the_width(monkeypatch):
+    costs = Costs(monkeypatch, quadratic)
+    assert sized(lw.DecisionBlock(0.3, max_channels=40))[0] == {"convs": 3, "channels": 40}
+    assert costs.calls <= 5  # fewer convolutions are not tried
+
+
 def test_linear_layers_narrow(monkeypatch):
     Costs(monkeypatch, quadratic)
     model = nn.Sequential(nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 48), nn.ReLU(), nn.Linear(48, 10))

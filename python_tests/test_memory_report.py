@@ -12,7 +12,8 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 import layerwise as lw
-from layerwise.memory_report import end_to_end
+from layerwise.borrowing import borrowed
+from layerwise.memory_report import Replay, end_to_end
 from layerwise_cases import ADAM, METHODS, cnn, loader, mlp
 
 FLOAT = 4
@@ -73,6 +74,14 @@ def test_perceptrons_of_any_shape(widths, batch, optimizer):
     assert predicted.rows == report(method, mlp(*widths), x, measure=True).rows
 
 
+@pytest.mark.parametrize("options", [{"foreach": True}, {"fused": True}, {"amsgrad": True}], ids=str)
+def test_optimisers_of_several_tensors_at_once(options):
+    method = lw.Method("m", lambda n: lw.bottom_up(n, 1), optimizer=lw.OptimizerSpec("adamw", options=options))
+    x = torch.rand(4, 64)
+    predicted = report(method, mlp(200, 300), x)
+    assert predicted.rows == report(method, mlp(200, 300), x, measure=True).rows
+
+
 def test_attention_and_its_tokens():
     class Tokens(nn.Module):
         def __init__(self):
@@ -89,6 +98,18 @@ def test_attention_and_its_tokens():
     predicted = report(method, Tokens(), x)
     assert len(predicted.rows) == 2
     assert predicted.rows == report(method, Tokens(), x, measure=True).rows
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate": 2, "feed_batch": 7}], ids=str)
+@pytest.mark.parametrize("window", [(1, 1), (1, 2), (2, 2)])
+def test_a_replayed_feednet_takes_the_same(window, options):
+    x = torch.rand(50, 1, 8, 8)
+    chain = lw.split(cnn(8))
+    whole = lw.memory_report(chain, METHODS["segments"], x, 10, window=window, **options)
+    with borrowed(chain):
+        replay = Replay(chain, x, window[0], None, options.get("feed_batch"))
+        again = lw.memory_report(chain, METHODS["segments"], x, 10, window=window, replay=replay, **options)
+    assert again.rows == whole.rows
 
 
 # ---- items ----
@@ -151,6 +172,61 @@ def test_full_backpropagation_is_the_chain_as_one_window():
     assert by_hand.resident == use.resident
     assert by_hand.peak <= use.peak <= by_hand.peak + batches + 1024  # and the sums of an epoch
     assert end_to_end(METHODS["simultaneous"]).loss == "cross_entropy"
+
+
+# ---- heads that are thrown away ----
+
+
+def test_heads_that_are_not_kept_take_nothing():
+    method = replace(METHODS["bottom up"], keep_heads=False)
+    x = torch.rand(50, 1, 8, 8)
+    kept = report(METHODS["bottom up"], example=x)
+    thrown = report(method, example=x)
+    assert [row.other_heads for row in thrown.rows] == [0, 0, 0]
+    assert [k.total - t.total for k, t in zip(kept.rows, thrown.rows, strict=True)] == [
+        r.other_heads for r in kept.rows
+    ]
+    trainer = lw.LayerwiseTrainer(cnn(8), method, classes=10)
+    data = loader(100)
+    resident = [*trainer.chain.parameters(), *trainer.chain.model.buffers()]
+    assert lw.measure_memory(lambda: trainer.fit(data), resident).total == thrown.total
+    assert trainer.heads == [2]
+    assert trainer.evaluate(data) == trainer.evaluate(data, 2)
+    with pytest.raises(ValueError, match=r"there is no head on unit 0; there are \[2\]"):
+        trainer.evaluate(data, 0)
+    with pytest.raises(RuntimeError, match=r"this head was not kept \(keep_heads=False\)"):
+        trainer.trainings[0, 0].subnet.head(x)
+
+
+def test_the_best_head_is_kept_where_chains_end_early():
+    method = replace(METHODS["bottom up"], keep_heads=False, stopping=lw.Stopping(chain_patience=3))
+    trainer = lw.LayerwiseTrainer(cnn(8), method, classes=10)
+    trainer.fit(loader(100), loader(100))
+    assert trainer.output_window[1] in trainer.heads
+    assert set(trainer.heads) <= {trainer.output_window[1], 2}
+
+
+def test_a_resumed_training_goes_on_without_the_heads(tmp_path):
+    method = replace(METHODS["bottom up"], keep_heads=False)
+    data = loader(100, shuffle=False)
+
+    def train(resume=False, **options):
+        torch.manual_seed(0)
+        trainer = lw.LayerwiseTrainer(cnn(8), method, classes=10, **options)
+        trainer.fit(data, resume=resume)
+        return trainer
+
+    def stop(trainer, rows):
+        if rows[-1]["first"] == 2:
+            raise KeyboardInterrupt
+
+    whole = train()
+    with pytest.raises(KeyboardInterrupt):
+        train(checkpoint=tmp_path / "run.pt", callbacks=[stop])
+    resumed = train(checkpoint=tmp_path / "run.pt", resume=True)
+    assert resumed.heads == [2]
+    for a, b in zip(resumed.chain.parameters(), whole.chain.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 # ---- frozen units that take a batch in parts ----

@@ -41,6 +41,8 @@ def test_dll_is_table_6_3():
     assert method.regularisation == lw.Regularisation(0.8, 0.95, gradient_dropout=0.6)
     assert method.head == lw.DecisionBlock(0.3, max_convs=4, reference="total")
     assert method.loss == "cross_entropy"
+    assert (method.keep_heads, lw.dll(None).keep_heads, lw.dll(keep_heads=True).keep_heads) == (False, True, True)
+    assert lw.dll(max_channels=64).head.max_channels == 64
 
 
 def test_dll_first_is_table_6_1():
