@@ -45,8 +45,9 @@ class KFilter:
     """Drops samples whose k nearest neighbours, among many that enter the window together, are all of their class.
 
     The batches that enter are gathered, what :func:`~layerwise.k_redundant` finds in their main tensor is dropped, and the
-    rest is cut into batches of the loader's size again. At one time, twice `batch` samples are in memory at most. Random
-    choices are made by torch's generator.
+    rest is cut into batches of the loader's size again. No more than `batch` samples and two of the loader's batches are
+    gathered at a time; while they are looked through, there are a few copies of them. Random choices are made by torch's
+    generator.
 
     Attributes
     ----------

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any, overload
 
 import torch
@@ -21,7 +22,9 @@ from platonic_core.arrays import Origin, to_torch
 
 __all__ = ["k_filter", "k_redundancy", "k_redundant"]
 
-_SIDE = 2048  # of a tile, if memory_limit allows: larger ones gain nothing
+_SIDES = {"cpu": (512, 1024)}  # of tiles, least and most: those of a CPU stay in its cache
+_SIDES_ELSEWHERE = 2048, 8192
+_PART = 1 << 18  # numbers that are converted at a time
 _DEPTH = 1024  # features in one product, so that the rounding error of many stays small
 _SLACK = 12  # roundings beside those of the products: of the features, norms, sums and comparisons
 _MEMORY = 256 << 20
@@ -57,7 +60,7 @@ def k_redundant(Z: Any, y: Any, k: int | Sequence[int], *, memory_limit: int = _
     k : int or sequence of int
         Number of neighbours, 1 to m - 1. Several cost hardly more than one.
     memory_limit : int, default=256 MiB
-        Bytes for distances, beside a float32 copy of the samples.
+        Bytes for distances, beside two copies of the samples, one of them in float32.
 
     Returns
     -------
@@ -188,8 +191,10 @@ class _Samples:
         self.class_of = labels.tolist()
         self.memory_limit = memory_limit
         self.rows_at_once = max(1, memory_limit // (64 * m))
-        step = max(1, memory_limit // (32 * d))
+        step = max(1, min(_PART, memory_limit // 32) // d)
         self._parts = [slice(i, i + step) for i in range(0, m, step)]
+        most = max(16, min(m, math.isqrt(memory_limit // 16)))
+        self.sides = [min(side, most) for side in _SIDES.get(data.device.type, _SIDES_ELSEWHERE)]
         self._rescale()
         # Products that cut float32 down to fewer bits (TF32, bfloat16) do not keep to the bound.
         backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
@@ -201,6 +206,7 @@ class _Samples:
             centred = self.centred(part)
             self.x[part] = centred
             self.norms[part] = centred.square().sum(1)
+        self._scratch = torch.empty(2, self.sides[1] ** 2, dtype=self.dtype, device=data.device)
         error = self._error(self.dtype)
         self.low = (self.norms - error).to(self.dtype)
         self.width = (2 * error).to(self.dtype)
@@ -209,7 +215,7 @@ class _Samples:
         """Powers of two that bring the largest value, then the largest distance from the mean, to about 1; and that mean."""
         largest, spread = 0.0, 0.0
         for part in self._parts:
-            found = self.data[part].double().abs().amax().item()
+            found = self.data[part].to(torch.float64, copy=True).abs_().amax().item()
             if not math.isfinite(found):
                 raise ValueError("expected finite samples, got values that are infinite or not a number")
             largest = max(largest, found)
@@ -217,15 +223,15 @@ class _Samples:
         self.mean = torch.stack([self.shrunk(part).sum(0) for part in self._parts]).sum(0) / len(self.data)
         self.spread = 1.0
         for part in self._parts:
-            spread = max(spread, self.centred(part).abs().amax().item())
+            spread = max(spread, self.centred(part).abs_().amax().item())
         self.spread = _power_of_two(spread)
 
     def shrunk(self, rows: slice | Tensor) -> Tensor:
-        """Samples in float64, at most 1, without loss."""
-        return self.data[rows].double() / self.scale
+        """Samples in float64, of about 1 at most, without loss."""
+        return self.data[rows].to(torch.float64, copy=True).mul_(1 / self.scale)
 
     def centred(self, rows: slice | Tensor) -> Tensor:
-        return (self.shrunk(rows) - self.mean) / self.spread
+        return self.shrunk(rows).sub_(self.mean).mul_(1 / self.spread)
 
     def _error(self, dtype: torch.dtype) -> Tensor:
         """A sample's part of the error of its squared distances (m,).
@@ -245,7 +251,7 @@ class _Samples:
         """How many of its class are closer to a sample than any of another class: at least, and at most (m,)."""
         m = len(self.data)
         nearest = self.x.new_full((2, m), torch.inf)  # distance of the nearest of another class: at least, at most
-        for r, c in self._tiles():
+        for r, c in self._tiles(range(m)):
             if self.class_of[r.start] != self.class_of[c.stop - 1]:
                 tile = self._distances(r, c)
                 if self._overlap(r, c):
@@ -253,23 +259,33 @@ class _Samples:
                 _take_least(nearest[0], tile, r, c)
                 _take_least(nearest[1], self._widen(tile, r, c), r, c)
         closer = torch.zeros(2, m, dtype=torch.int64, device=self.data.device)
-        for r, c in self._tiles():
-            if self._overlap(r, c):
+        for some in self._groups():
+            for r, c in self._tiles(some):
                 others = ~self._same(r, c)
                 if r == c:
                     others.fill_diagonal_(True)
                 tile = self._distances(r, c).masked_fill_(others, torch.inf)
-                _count_below(closer[1], nearest[1], tile, r, c)
-                _count_below(closer[0], nearest[0], self._widen(tile, r, c), r, c)
+                below = self._tile(1, r, c)
+                _count_below(closer[1], nearest[1], tile, below, r, c)
+                _count_below(closer[0], nearest[0], self._widen(tile, r, c), below, r, c)
         return closer[0], closer[1]
 
-    def _tiles(self) -> Iterator[tuple[slice, slice]]:
-        """Rows and columns of those on and above the diagonal."""
-        m, side = len(self.data), max(16, min(_SIDE, math.isqrt(self.memory_limit // 16)))
-        blocks = [slice(i, min(i + side, m)) for i in range(0, m, side)]
+    def _tiles(self, some: range) -> Iterator[tuple[slice, slice]]:
+        """Rows and columns of the tiles on and above the diagonal of some samples' distances."""
+        side = min(self.sides[1], max(self.sides[0], len(some) // 8))
+        blocks = [slice(i, min(i + side, some.stop)) for i in range(some.start, some.stop, side)]
         for i, r in enumerate(blocks):
             for c in blocks[i:]:
                 yield r, c
+
+    def _groups(self) -> Iterator[range]:
+        """All samples, cut between classes where that leaves enough for a tile."""
+        start = 0
+        for stop in range(1, len(self.class_of) + 1):
+            ends = stop == len(self.class_of) or self.class_of[stop] != self.class_of[stop - 1]
+            if ends and (stop - start >= self.sides[0] or stop == len(self.class_of)):
+                yield range(start, stop)
+                start = stop
 
     def _overlap(self, r: slice, c: slice) -> bool:
         """Whether a class is in both."""
@@ -280,10 +296,15 @@ class _Samples:
 
     def _distances(self, r: slice, c: slice) -> Tensor:
         """Squared distances less their error."""
-        tile = self.low[r][:, None] + self.low[c]
+        tile = torch.add(self.low[r][:, None], self.low[c], out=self._tile(0, r, c))
         for i in range(0, self.x.shape[1], _DEPTH):
             tile.addmm_(self.x[r, i : i + _DEPTH], self.x[c, i : i + _DEPTH].T, alpha=-2)
         return tile
+
+    def _tile(self, number: int, r: slice, c: slice) -> Tensor:
+        """Memory for a tile; that of the last one."""
+        rows, columns = r.stop - r.start, c.stop - c.start
+        return self._scratch[number, : rows * columns].view(rows, columns)
 
     def _widen(self, tile: Tensor, r: slice, c: slice) -> Tensor:
         """From less their error to more by it, in place."""
@@ -323,17 +344,34 @@ class _Samples:
 
     def _by_differences(self, i: Tensor, j: Tensor) -> Tensor:
         """Squared distances of pairs that lose nothing but what summing d squares does."""
+        m = len(self.data)
+        if len(i) > m:  # worth finding the same pair of values among them: ties are identical samples for the most part
+            pairs, places = torch.unique(self._distinct[i] * m + self._distinct[j], return_inverse=True)
+            if len(pairs) < len(i):
+                return self._by_differences(self._one_of[pairs // m], self._one_of[pairs % m])[places]
         found = torch.empty(len(i), dtype=torch.float64, device=i.device)
         at_once = max(1, self.memory_limit // (32 * self.data.shape[1]))
         for start in range(0, len(i), at_once):
             part = slice(start, start + at_once)
-            found[part] = ((self.shrunk(i[part]) - self.shrunk(j[part])) / self.spread).square().sum(1)
+            found[part] = self.shrunk(i[part]).sub_(self.shrunk(j[part])).mul_(1 / self.spread).square_().sum(1)
+        return found
+
+    @cached_property
+    def _distinct(self) -> Tensor:
+        """Samples' numbers in which identical ones are the same (m,)."""
+        return torch.unique(self.data, dim=0, return_inverse=True)[1]
+
+    @cached_property
+    def _one_of(self) -> Tensor:
+        """A sample with each of those numbers."""
+        found = torch.empty_like(self._distinct)
+        found[self._distinct] = torch.arange(len(self.data), device=found.device)
         return found
 
 
 def _power_of_two(value: float) -> float:
-    """The least above `value`, if there is one; 1 for 0."""
-    return math.ldexp(1.0, min(math.frexp(value)[1], 1023)) if value else 1.0
+    """About `value`, such that its inverse is a number, too; 1 for 0."""
+    return math.ldexp(1.0, max(-1000, min(math.frexp(value)[1], 1000))) if value else 1.0
 
 
 def _take_least(least: Tensor, tile: Tensor, r: slice, c: slice) -> None:
@@ -343,9 +381,11 @@ def _take_least(least: Tensor, tile: Tensor, r: slice, c: slice) -> None:
         least[c] = torch.minimum(least[c], tile.amin(0))
 
 
-def _count_below(count: Tensor, bound: Tensor, tile: Tensor, r: slice, c: slice) -> None:
-    """Add how many of a tile's elements, and of its mirror image's, are below each sample's bound."""
-    below = torch.empty_like(tile)  # of numbers, which are summed several times as fast as truth values
+def _count_below(count: Tensor, bound: Tensor, tile: Tensor, below: Tensor, r: slice, c: slice) -> None:
+    """Add how many of a tile's elements, and of its mirror image's, are below each sample's bound.
+
+    They are marked in `below` by numbers, which are summed several times as fast as truth values.
+    """
     count[r] += torch.lt(tile, bound[r][:, None], out=below).sum(1).long()
     if r != c:
         count[c] += torch.lt(tile, bound[c], out=below).sum(0).long()

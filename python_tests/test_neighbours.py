@@ -116,6 +116,24 @@ def test_ties_far_from_the_origin(rng):
     np.testing.assert_array_equal(k_redundant(Z.astype(np.float64), y, KS), by_integers(Z, y, KS))
 
 
+def test_distances_that_only_rounding_tells_apart(rng):
+    """The same differences in another order have the same sum, but for its rounding."""
+    for _ in range(20):
+        v = rng.normal(size=500)
+        Z, y = np.stack([0 * v, v, rng.permutation(v), 9 * v]), np.array([0, 0, 1, 1])
+        assert not k_redundant(Z, y, 1)[0]
+
+
+def test_many_identical_samples(rng):
+    """As after a layer most of whose outputs are 0: ties everywhere, and few distinct pairs among them."""
+    Z = rng.integers(-2, 3, (600, 3)) * (rng.random((600, 1)) < 0.4)
+    y = rng.integers(0, 2, 600) * (rng.random(600) < 0.1)
+    expected = by_integers(Z, y, KS)
+    assert expected.any()
+    np.testing.assert_array_equal(k_redundant(Z, y, KS), expected)
+    np.testing.assert_array_equal(k_redundant(Z * 0.1 + 1e3, y, KS), expected)
+
+
 def test_identical_samples():
     Z = torch.full((50, 7), 0.1)
     y = torch.arange(50) % 2
