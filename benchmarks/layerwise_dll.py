@@ -1,8 +1,9 @@
 """Deep layer-wise learning on MNIST: table 6.1, figures 6.2 and 6.3 and section 6.6.2 of the thesis.
 
-    python benchmarks/layerwise_dll.py first --data-dir FOLDER --seeds 3       # table 6.1: CNN-4 and VGG-13
+    python benchmarks/layerwise_dll.py first --data-dir FOLDER --width 1       # table 6.1: CNN-4 and VGG-13
     python benchmarks/layerwise_dll.py segments --data-dir FOLDER              # figure 6.2: subnets of 1 to 4 blocks
     python benchmarks/layerwise_dll.py robin --data-dir FOLDER                 # bottom up, round robin, random robin, backprop
+    python benchmarks/layerwise_dll.py dropout --data-dir FOLDER               # of the gradient from head to unit
 
 `first`: SGD with a fixed learning rate of 0.05 and weight decay 8e-5, batches of 128, no augmentation, one affine decision
 layer; the best weights of each layer by validation. The thesis trains 30, 40, 50, 60, 60, ... epochs; `--epochs N` means N for
@@ -31,7 +32,7 @@ PAPER = {"cnn4 backpropagation": 99.54, "cnn4 dll": 99.58, "vgg13 backpropagatio
 
 def first(args: Any) -> list[Case]:
     networks: dict[str, Callable[[], nn.Module]] = {
-        "cnn4": partial(zoo.make, "cnn4", **MNIST),
+        "cnn4": partial(zoo.make, "cnn4", width=args.width, **MNIST),
         "vgg13": partial(zoo.make, "vgg13", width=args.width, **MNIST),
     }
     shares = [max(1, round(share * args.epochs)) for share in (0.3, 0.4, 0.5, 0.6)]
@@ -84,17 +85,33 @@ def robin(args: Any) -> list[Case]:
     ]
 
 
+def dropout(args: Any) -> list[Case]:
+    """Gradients that are kept, divided by 1 - p or not."""
+    make = partial(zoo.make, "cnn4", width=args.width, **MNIST)
+    noises = {"none": lw.Regularisation()}
+    for p in (0.3, 0.5, 0.8):
+        for rescale in (True, False):
+            name = f"p = {p}, {'' if rescale else 'not '}rescaled"
+            noises[name] = lw.Regularisation(gradient_dropout=p, rescale_gradient=rescale)
+    return [
+        Case(
+            name, make, lw.Method(name, partial(lw.bottom_up, epochs=args.epochs), optimizer=SGD, regularisation=noise)
+        )
+        for name, noise in noises.items()
+    ]
+
+
 def ranks(trainer: lw.LayerwiseTrainer, _data: Any) -> dict[str, Any]:
     return {"stable ranks": [stable_rank(unit) for unit in trainer.chain]}
 
 
-EXPERIMENTS = {"first": first, "segments": segments, "robin": robin}
+EXPERIMENTS = {"first": first, "segments": segments, "robin": robin, "dropout": dropout}
 
 
 def main() -> None:
     parser = make_parser(__doc__, epochs=10)
     parser.add_argument("experiment", choices=EXPERIMENTS)
-    parser.add_argument("--width", type=float, default=0.25, help="factor of VGG-13's and ResNet-18's channels")
+    parser.add_argument("--width", type=float, default=0.25, help="factor of all channels")
     args = parser.parse_args()
     results = Results(args.out, f"dll_{args.experiment}")
     settings = {"width": args.width, "epochs": args.epochs, "limit": args.limit}

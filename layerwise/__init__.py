@@ -10,7 +10,7 @@ from layerwise.feature_cache import FeatureCache
 from layerwise.filtering import Filter, KFilter, LossFilter
 from layerwise.growth import grow
 from layerwise.heads import ConvHead, HeadOutput, HeadSpec, LinearHead, OwnHead, PredSimHead, TokenHead, build_head
-from layerwise.history import History, format_table
+from layerwise.history import History, TensorBoardCallback, format_table
 from layerwise.initialisation import initialise_unit
 from layerwise.isolation import IsolationError, assert_isolated
 from layerwise.local_losses import PredSimLoss, ScoresLoss, make_local_loss, similarity_matrix
@@ -70,6 +70,7 @@ __all__ = [
     "SplitError",
     "Stage",
     "Stopping",
+    "TensorBoardCallback",
     "TokenHead",
     "Unit",
     "WindowMemory",

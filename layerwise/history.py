@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["History", "format_table"]
+__all__ = ["History", "TensorBoardCallback", "format_table"]
+
+_SCALARS = ("lr", "loss", "train_accuracy", "validation_accuracy", "seen", "seconds")
 
 
 def _text(value: Any) -> str:
@@ -72,3 +74,30 @@ class History:
 
     def __str__(self) -> str:
         return format_table(self.rows)
+
+
+class TensorBoardCallback:
+    """Writes every new row of the history to TensorBoard; for ``LayerwiseTrainer(..., callbacks=[...])``.
+
+    A window has scalars of its own, such as ``units 3/loss`` or, of several units, ``units 3 to 4/loss``: learning rate, loss,
+    accuracies in training and validation, share of samples seen and seconds, against the window's epochs.
+
+    >>> from torch.utils.tensorboard import SummaryWriter
+    >>> callbacks = [TensorBoardCallback(SummaryWriter("runs/dll"))]
+
+    Parameters
+    ----------
+    writer : torch.utils.tensorboard.SummaryWriter
+        Or anything else with ``add_scalar(tag, value, step)``.
+    """
+
+    def __init__(self, writer: Any) -> None:
+        self.writer = writer
+
+    def __call__(self, _trainer: Any, rows: list[dict[str, Any]]) -> None:
+        for row in rows:
+            first, last = row["first"], row["last"]
+            units = f"units {first}" if first == last else f"units {first} to {last}"
+            for name in _SCALARS:
+                if row[name] is not None:
+                    self.writer.add_scalar(f"{units}/{name}", row[name], row["epoch"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,11 @@ _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
+}
+
+_DECAYS: dict[str, Callable[[int, int], float]] = {
+    "cosine": lambda epoch, epochs: (1 + math.cos(math.pi * epoch / epochs)) / 2,
+    "linear": lambda epoch, epochs: 1 - epoch / epochs,
 }
 
 
@@ -45,6 +51,9 @@ class OptimizerSpec:
     restart : bool
         Whether a milestone also makes the optimiser anew, so that momentum is lost (as the public code of Belilovsky et al.
         does).
+    decay : {"milestones", "cosine", "linear"} or callable
+        The rate's course over a window's epochs: by `milestones`; from 1 towards 0, which the epoch after the last would have,
+        as half a cosine or a line; or a function of the epoch, counted from 0, and their number that gives a factor.
     """
 
     name: str | Callable[..., torch.optim.Optimizer] = "adamw"
@@ -55,8 +64,13 @@ class OptimizerSpec:
     gamma: float = 0.1
     absolute: bool = False
     restart: bool = False
+    decay: str | Callable[[int, int], float] = "milestones"
 
     def __post_init__(self) -> None:
+        if not callable(self.decay) and self.decay not in ("milestones", *_DECAYS):
+            raise ValueError(f"decay: expected milestones, {', '.join(_DECAYS)} or a function, got {self.decay!r}")
+        if self.decay != "milestones" and (self.milestones or self.restart):
+            raise ValueError("milestones and restart: only with decay='milestones'")
         if isinstance(self.name, str) and self.name not in _OPTIMIZERS:
             raise ValueError(f"unknown optimiser {self.name!r}; there are {', '.join(_OPTIMIZERS)}, or give a callable")
         if self.lr <= 0 or self.weight_decay < 0:
@@ -71,6 +85,13 @@ class OptimizerSpec:
     def drops(self, epoch: int, epochs: int) -> int:
         """Milestones that lie behind when a window's `epoch`-th epoch of `epochs` begins."""
         return sum(epoch >= (m if self.absolute else m * epochs) for m in self.milestones)
+
+    def factor(self, epoch: int, epochs: int) -> float:
+        """Of the learning rate, in a window's `epoch`-th epoch of `epochs`."""
+        if self.decay == "milestones":
+            return self.gamma ** self.drops(epoch, epochs)
+        decay = self.decay if callable(self.decay) else _DECAYS[self.decay]
+        return decay(epoch, epochs)
 
 
 @dataclass(frozen=True)

@@ -134,8 +134,9 @@ class Training:
         if drops != self.drops and method.optimizer.restart:
             self.optimizer = method.optimizer.build(self.optimizer_parameters(), self.lr, self.weight_decay)
         self.drops = drops
+        factor = method.optimizer.factor(self.epoch, self.epochs)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * method.optimizer.gamma**drops
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
 
     def optimizer_parameters(self) -> list[Tensor]:
         return [p for p in self.subnet.parameters() if p.requires_grad]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -142,6 +143,53 @@ def test_rates_fall_with_the_unit_and_at_milestones():
     one = [0.1, 0.1, 0.01, 0.001]
     assert rates == pytest.approx([r * 0.8**i for i in range(3) for r in one])
     assert [t.weight_decay for t in trainer.trainings.values()] == pytest.approx([1e-3, 1.15e-3, 1.15**2 * 1e-3])
+
+
+@pytest.mark.parametrize(
+    ("decay", "factors"),
+    [
+        ("cosine", [1, 0.5 + 0.5 * 0.5**0.5, 0.5, 0.5 - 0.5 * 0.5**0.5]),
+        ("linear", [1, 0.75, 0.5, 0.25]),
+        (lambda epoch, epochs: (epoch + 1) / epochs, [0.25, 0.5, 0.75, 1]),
+    ],
+    ids=["cosine", "linear", "function"],
+)
+def test_rates_fall_in_other_ways(decay, factors):
+    spec = lw.OptimizerSpec("sgd", 0.1, decay=decay)
+    trainer = fit(lw.Method("rates", lambda n: lw.bottom_up(n, 4), optimizer=spec))
+    assert [row["lr"] for row in trainer.history] == pytest.approx([0.1 * f for f in factors] * 3)
+
+
+def test_rates_of_groups_keep_their_ratio():
+    def groups(parameters, lr, weight_decay):
+        first, *others = parameters
+        return torch.optim.SGD([{"params": [first], "lr": 10 * lr}, {"params": others}], lr)
+
+    seen = []
+
+    def watch(trainer, rows):
+        training = trainer.trainings[0, 0]
+        seen.append([group["lr"] for group in training.optimizer.param_groups])
+
+    spec = lw.OptimizerSpec(groups, 0.1, decay="linear")
+    fit(lw.Method("groups", lambda n: [lw.Stage(((0, 0),), 2)], optimizer=spec), callbacks=[watch])
+    assert seen == [pytest.approx([1, 0.1]), pytest.approx([0.5, 0.05])]
+
+
+@pytest.mark.parametrize("options", [{"decay": "step"}, {"decay": "cosine", "milestones": (0.5,)}])
+def test_bad_decays(options):
+    with pytest.raises(ValueError, match=r"^decay: |^milestones and restart: "):
+        lw.OptimizerSpec(**options)
+
+
+def test_tensorboard_gets_every_row():
+    written = []
+    writer = SimpleNamespace(add_scalar=lambda *scalar: written.append(scalar))
+    trainer = fit(METHODS["bottom up"], callbacks=[lw.TensorBoardCallback(writer)])
+    rows = [row for row in trainer.history if row["first"] == 1]
+    assert [s for s in written if s[0] == "units 1/loss"] == [("units 1/loss", r["loss"], r["epoch"]) for r in rows]
+    names = {"lr", "loss", "train_accuracy", "validation_accuracy", "seen", "seconds"}
+    assert {tag.split("/")[1] for tag, _, _ in written} == names
 
 
 def test_gradients_are_clipped_to_a_norm():

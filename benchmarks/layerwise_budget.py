@@ -1,0 +1,90 @@
+"""Deep layer-wise learning within a share of backpropagation's memory, on a vision transformer or a residual network.
+
+    python benchmarks/layerwise_budget.py --data-dir FOLDER                                  # MNIST, ViT of 8 blocks
+    python benchmarks/layerwise_budget.py --data-dir FOLDER --network resnet50 --width 1 --epochs 100 --device cuda
+
+Backpropagation and `dll` with the same optimiser (AdamW, a rate that falls to 0 by a cosine), batches and epochs (dll: per unit),
+each at three learning rates, of which validation chooses; no augmentation, no noise between units. Both keep the best
+weights by validation. The budget holds everything: weights, gradients, the optimiser's state, activations, head, feednet, batch.
+Peaks are measured: on CUDA by the allocator, elsewhere by counting storages.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from layerwise_runs import Case, Results, backpropagation, load_data, make_parser, run_case, summary
+
+import layerwise as lw
+from layerwise import zoo
+from layerwise.data import Loaders
+
+MNIST: dict[str, Any] = {"in_channels": 1, "image_size": 28}
+NETWORKS: dict[str, dict[str, Any]] = {"vit": {"depth": 8, "patch": 4}, "resnet50": {}}
+RATES = (3e-4, 1e-3, 3e-3)
+
+
+def cases(args: Any) -> dict[str, list[Case]]:
+    """By way of training, a case for each rate."""
+    make = partial(zoo.make, args.network, width=args.width, **NETWORKS[args.network], **MNIST)
+    units = len(lw.split(make()))
+    best = lw.Stopping(restore_best=True)
+    found: dict[str, list[Case]] = {"backpropagation": [], "dll": []}
+    for rate in RATES:
+        adamw = lw.OptimizerSpec("adamw", rate, 0.01, decay="cosine")
+        dll = lw.dll(
+            args.budget, epochs=args.epochs, optimizer=adamw, lr_factor=1.0, weight_decay_factor=1.0,
+            regularisation=lw.Regularisation(), stopping=best, max_channels=args.max_channels, keep_heads=True,
+        )  # fmt: skip
+        whole = backpropagation(args.epochs, adamw, units, stopping=best)
+        for way, method in (("backpropagation", whole), ("dll", dll)):
+            found[way].append(Case(f"{args.network}, {way}, rate {rate:g}", make, method))
+    return found
+
+
+def peaks(trainer: lw.LayerwiseTrainer, data: Loaders) -> dict[str, Any]:
+    """The largest window's measured and predicted bytes."""
+    example = next(iter(data.train))[0]
+    reports = {
+        name: lw.memory_report(trainer.chain, trainer.method, example, data.classes, measure=measure)
+        for name, measure in (("measured", True), ("predicted", False))
+    }
+    return {name: report.total for name, report in reports.items()}
+
+
+def main() -> None:
+    parser = make_parser(__doc__, epochs=10)
+    parser.add_argument("--network", choices=NETWORKS, default="vit")
+    parser.add_argument("--width", type=float, default=0.25, help="factor of all channels")
+    parser.add_argument("--budget", type=float, default=0.3, help="share of backpropagation's memory")
+    parser.add_argument("--max-channels", type=int, help="most channels of a decision block")
+    args = parser.parse_args()
+    results = Results(args.out, "budget")
+    settings = {key: getattr(args, key) for key in ("width", "epochs", "limit", "budget", "max_channels")}
+    table, whole = [], None
+    for way, made in cases(args).items():
+        runs = [
+            [run_case(results, case, s, load_data(args, "mnist", s), settings, peaks) for s in range(args.seeds)]
+            for case in made
+        ]
+        chosen = max(runs, key=lambda rows: sum(max(row["validation"]) for row in rows))
+        peak = max(row["measured"] for row in chosen)
+        whole = whole or peak
+        table.append(
+            {
+                "": way,
+                "rate": RATES[runs.index(chosen)],
+                "test %": summary([row["test"] for row in chosen]),
+                "all rates %": " ".join(summary([row["test"] for row in rows]) for rows in runs),
+                "peak, MB": peak / 1e6,
+                "of backpropagation's": peak / whole,
+                "heads %": " ".join(f"{a:.2f}" for a in chosen[0]["heads"]),
+                "seconds": sum(row["seconds"] for row in chosen) / len(chosen),
+            }
+        )
+    print(lw.format_table(table))
+
+
+if __name__ == "__main__":
+    main()
