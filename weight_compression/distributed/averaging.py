@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -17,7 +16,9 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass  # DTenso
 
 from weight_compression.config import CompressionConfig
 from weight_compression.distributed.channel import Channel, channel_of
-from weight_compression.distributed.collectives import FLOATS, Job, bytes_of_all_reduce, check_config, start_reduction
+from weight_compression.distributed.collectives import FLOATS, check_config
+from weight_compression.distributed.jobs import Job, bytes_of_all_reduce, start_reduction, working_dtype
+from weight_compression.distributed.members import Known, Member, Parameters, named_parameters
 from weight_compression.distributed.plan import Ownership, make_pieces
 from weight_compression.distributed.traffic import Step, Traffic
 from weight_compression.errors import NonFiniteError
@@ -29,7 +30,6 @@ logger = logging.getLogger(__name__)
 CODES = ("auto", "difference", "weights")
 LEFT_OUT = "left out by pickling"
 
-Parameters = Iterable[torch.Tensor] | Iterable[tuple[str, torch.Tensor]] | Iterable[dict[str, Any]]
 MakeOptimizer = Callable[[list[torch.Tensor]], torch.optim.Optimizer]
 
 
@@ -136,7 +136,7 @@ class CompressedModelAverager(ModelAverager):
         self.outer: torch.optim.Optimizer | None = None
         self._outer_state: dict[str, Any] | None = None  # of an optimiser that has not been made again yet
         self._outer_numbers: list[list[int]] = []  # tensors of its parameter groups
-        self._known: list[_Known] = []
+        self._known: list[Known] = []
         self._ownership: Ownership | None = None
         self._traffic = Traffic(keep_steps)
 
@@ -236,7 +236,7 @@ class CompressedModelAverager(ModelAverager):
         if state_dict["outer"] is not None and self.outer_optimizer is None:
             raise ValueError("state_dict: expected one without an outer optimiser, or an averager made with one")
         self.step = int(state_dict["step"])
-        self._known = [_Known.from_state_dict(known) for known in state_dict["tensors"]]
+        self._known = [Known.from_state_dict(known) for known in state_dict["tensors"]]
         self._ownership = None if state_dict["owners"] is None else Ownership.from_state_dict(state_dict["owners"])
         self.outer, self._outer_numbers, self._outer_state = None, [], copy.deepcopy(state_dict["outer"])
         self.codes = {}
@@ -265,10 +265,10 @@ class CompressedModelAverager(ModelAverager):
     def _keeps_agreed(self) -> bool:
         return self.code != "weights" or self.outer_optimizer is not None
 
-    def _meet(self, params: Parameters) -> list[_Member]:
+    def _meet(self, params: Parameters) -> list[Member]:
         """The parameters, each once, and what is known of them."""
         given: dict[int, tuple[str | None, torch.Tensor]] = {}
-        for name, x in _named(params):
+        for name, x in named_parameters(params):
             given.setdefault(id(x), (name, x))
         if len(given) < len(self._known):
             raise ValueError(f"params: expected {len(self._known)} parameters, as before, got {len(given)}")
@@ -284,7 +284,7 @@ class CompressedModelAverager(ModelAverager):
                     f"{type(x).__name__} of {x.dtype}, {x.layout} on {x.device}"
                 )
             if number == len(self._known):
-                self._known.append(_Known(name, x.shape))
+                self._known.append(Known(name, x.shape))
                 self._traffic.names[number] = name
             known = self._known[number]
             if (known.name, known.shape) != (name, x.shape):
@@ -292,8 +292,8 @@ class CompressedModelAverager(ModelAverager):
                     f"params: expected {known.name} of shape {tuple(known.shape)} as number {number}, as before, got "
                     f"{name} of shape {tuple(x.shape)}"
                 )
-            known.to(x.device, _working(x.dtype))
-            members.append(_Member(number, x, known))
+            known.to(x.device, working_dtype(x.dtype))
+            members.append(Member(number, x, known))
         return members
 
     def _buffers(self) -> list[torch.Tensor]:
@@ -310,7 +310,7 @@ class CompressedModelAverager(ModelAverager):
     # ---- an averaging ----
 
     @torch.no_grad()
-    def _average(self, members: list[_Member]) -> None:
+    def _average(self, members: list[Member]) -> None:
         group = self._group()
         channel = channel_of(group)
         taken = [m for m in members if m.parameter.numel() and (m.parameter.requires_grad or m.known.takes_part)]
@@ -331,7 +331,7 @@ class CompressedModelAverager(ModelAverager):
         for m in members:
             m.known.takes_part = m.parameter.requires_grad
 
-    def _code_of(self, known: _Known) -> str:
+    def _code_of(self, known: Known) -> str:
         if self.code == "weights":
             return "weights"
         if known.agreed is None:
@@ -339,11 +339,11 @@ class CompressedModelAverager(ModelAverager):
         return "difference" if self.code == "difference" or known.smaller else "weights"
 
     def _means(
-        self, taken: list[_Member], codes: dict[int, str], channel: Channel, group: dist.ProcessGroup, step: Step
+        self, taken: list[Member], codes: dict[int, str], channel: Channel, group: dist.ProcessGroup, step: Step
     ) -> list[torch.Tensor]:
         """Of all ranks' weights or differences, flat: in memory of their own."""
         values: dict[int, torch.Tensor] = {}
-        jobs: dict[tuple[torch.dtype, torch.device, bool], list[_Member]] = {}
+        jobs: dict[tuple[torch.dtype, torch.device, bool], list[Member]] = {}
         exact = []
         for m in taken:
             code, known = codes[m.number], m.known
@@ -354,9 +354,9 @@ class CompressedModelAverager(ModelAverager):
             if not feedback:
                 known.residual = None
             elif known.residual is None:
-                known.residual = torch.zeros(x.numel(), dtype=_working(x.dtype), device=x.device)
+                known.residual = torch.zeros(x.numel(), dtype=working_dtype(x.dtype), device=x.device)
             if code == "exact":
-                x = x.to(_working(x.dtype))
+                x = x.to(working_dtype(x.dtype))
                 exact.append(m)
             else:
                 jobs.setdefault((x.dtype, x.device, feedback), []).append(m)
@@ -375,7 +375,7 @@ class CompressedModelAverager(ModelAverager):
             future.wait()
         return [values[m.number] for m in taken]
 
-    def _start(self, members: list[_Member], values: dict[int, torch.Tensor], channel: Channel, step: Step) -> Job:
+    def _start(self, members: list[Member], values: dict[int, torch.Tensor], channel: Channel, step: Step) -> Job:
         """One job for tensors of one dtype and device, all with error feedback or none."""
         if self._ownership is None:
             self._ownership = Ownership(channel.ranks)
@@ -392,7 +392,7 @@ class CompressedModelAverager(ModelAverager):
         start_reduction(job, make_pieces(numbered, channel.ranks, self._ownership), 1.0 / channel.ranks)
         return job
 
-    def _move(self, taken: list[_Member], codes: dict[int, str], means: list[torch.Tensor]) -> None:
+    def _move(self, taken: list[Member], codes: dict[int, str], means: list[torch.Tensor]) -> None:
         """Parameters and agreed weights to where the means lead."""
         moved, movements = [], []
         for m, mean in zip(taken, means, strict=True):
@@ -421,7 +421,7 @@ class CompressedModelAverager(ModelAverager):
 
     # ---- the outer optimiser ----
 
-    def _step_outer(self, moved: list[_Member], movements: list[torch.Tensor]) -> None:
+    def _step_outer(self, moved: list[Member], movements: list[torch.Tensor]) -> None:
         if not moved:
             return
         if self.outer is None and self._outer_state is not None:
@@ -453,96 +453,11 @@ class CompressedModelAverager(ModelAverager):
         return copy.deepcopy({"numbers": self._outer_numbers, "state": self.outer.state_dict()})
 
 
-class _Known:
-    """What is kept of a parameter.
-
-    Attributes
-    ----------
-    agreed : torch.Tensor or None
-        What all ranks went on with after the last averaging, in the parameter's shape and the working dtype.
-    residual : torch.Tensor or None
-        Flat: what was not sent of earlier differences, on this rank.
-    smaller : bool
-        Whether the last averaging moved the agreed weights over a range smaller than theirs.
-    takes_part : bool
-        Whether it required grad at the last averaging.
-    """
-
-    def __init__(self, name: str, shape: torch.Size) -> None:
-        self.name, self.shape = name, shape
-        self.agreed: torch.Tensor | None = None
-        self.residual: torch.Tensor | None = None
-        self.smaller, self.takes_part = True, False
-
-    def agree(self, values: torch.Tensor) -> None:
-        if self.agreed is None:
-            self.agreed = torch.empty(self.shape, dtype=_working(values.dtype), device=values.device)
-        self.agreed.copy_(values)
-
-    def to(self, device: torch.device, dtype: torch.dtype) -> None:
-        for x in (self.agreed, self.residual):
-            if x is not None:
-                x.data = x.to(device, dtype)  # an outer optimiser keeps the tensor
-
-    def state_dict(self) -> dict[str, Any]:
-        agreed, residual = (None if x is None else x.clone() for x in (self.agreed, self.residual))
-        return {
-            "name": self.name,
-            "shape": tuple(self.shape),
-            "smaller": self.smaller,
-            "takes_part": self.takes_part,
-            "agreed": agreed,
-            "residual": residual,
-        }
-
-    @classmethod
-    def from_state_dict(cls, state: dict[str, Any]) -> _Known:
-        made = cls(state["name"], torch.Size(state["shape"]))
-        made.smaller, made.takes_part = bool(state["smaller"]), bool(state["takes_part"])
-        made.agreed, made.residual = (None if state[x] is None else state[x].clone() for x in ("agreed", "residual"))
-        return made
-
-
-@dataclass(frozen=True, slots=True)
-class _Member:
-    """A parameter of this call."""
-
-    number: int
-    parameter: torch.Tensor
-    known: _Known
-
-    @property
-    def agreed(self) -> torch.Tensor:
-        assert self.known.agreed is not None
-        return self.known.agreed
-
-
 def _initialised(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
     group = dist.group.WORLD if group is None else group
     if group is None:
         raise ValueError("expected torch.distributed to be initialised: call torch.distributed.init_process_group")
     return group
-
-
-def _named(params: Parameters) -> Iterator[tuple[str | None, torch.Tensor]]:
-    if isinstance(params, torch.Tensor):
-        raise TypeError("params: expected an iterable of parameters or parameter groups, got a tensor")
-    for item in params:
-        if isinstance(item, torch.Tensor):
-            yield None, item
-        elif isinstance(item, dict):
-            group = list(item["params"])
-            yield from zip(item.get("param_names", [None] * len(group)), group, strict=True)
-        elif isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], torch.Tensor):
-            yield item
-        else:
-            raise TypeError(
-                f"params: expected parameters, names with parameters, or parameter groups, got {type(item)}"
-            )
-
-
-def _working(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _ranges(tensors: Sequence[torch.Tensor]) -> list[float]:

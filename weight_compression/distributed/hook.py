@@ -17,7 +17,8 @@ from weight_compression.codec import compress, decompress
 from weight_compression.config import CompressionConfig
 from weight_compression.distributed.channel import Channel, channel_of
 from weight_compression.distributed.choice import MODES, Choice
-from weight_compression.distributed.collectives import Job, bytes_of_all_reduce, check_config, start_reduction
+from weight_compression.distributed.collectives import check_config
+from weight_compression.distributed.jobs import Job, bytes_of_all_reduce, start_reduction, working_dtype
 from weight_compression.distributed.plan import Ownership, Piece, make_pieces
 from weight_compression.distributed.traffic import Step, Traffic
 from weight_compression.errors import NonFiniteError
@@ -259,7 +260,7 @@ class EntropyCompressionState:
         buffer = bucket.buffer()
         sizes = [parameter.numel() for parameter in bucket.parameters()]
         tensors = list(buffer.split(sizes))
-        working = torch.float64 if buffer.dtype == torch.float64 else torch.float32
+        working = working_dtype(buffer.dtype)
         residuals = None
         if self.error_feedback and channel.ranks > 1:
             residuals = [self._residual(n, x, working) for n, x in zip(numbers, tensors, strict=True)]
