@@ -239,6 +239,7 @@ def _bfloat16_hook(state: dist.ProcessGroup | None, bucket: dist.GradBucket) -> 
 
 HOOKS: dict[str, Callable[[DistributedDataParallel], None]] = {
     "float32": lambda ddp: None,
+    "float32 by torch's hook": lambda ddp: ddp.register_comm_hook(None, default_hooks.allreduce_hook),
     "bfloat16": lambda ddp: ddp.register_comm_hook(None, _bfloat16_hook),
     "float16": lambda ddp: ddp.register_comm_hook(None, default_hooks.fp16_compress_hook),
     "PowerSGD 1": _power_sgd(1),

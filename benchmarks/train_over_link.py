@@ -170,6 +170,5 @@ def draw_training(points: list[dict[str, Any]], path: Path) -> None:
             axes[row, column].set(xlabel=x, ylabel="test accuracy, %")
             axes[row, column].grid(alpha=0.25)
         axes[0, column].set_title(f"{key[2]}, {key[0]}, {key[1]} ranks")
-        axes[1, column].set_xscale("log")
     axes[0, 0].legend(fontsize=8)
     figure.savefig(path, dpi=120, bbox_inches="tight")

@@ -247,7 +247,7 @@ class EntropyCompressionState:
 
         def finish(done: torch.futures.Future[Any]) -> torch.Tensor:
             done.value()
-            if self.nonfinite == "raise" and not bool(torch.isfinite(sent).all()):
+            if self.nonfinite == "raise" and not all(map(math.isfinite, torch.stack(torch.aminmax(sent)).tolist())):
                 raise NonFiniteError("NaN or infinity in the mean of the gradients")
             return buffer if sent.data_ptr() == buffer.data_ptr() else buffer.copy_(sent)
 
