@@ -49,6 +49,11 @@ class Choice:
         self._seconds: dict[str, list[float]] = {}  # in this trial, by way
         self._kept = "raw"
 
+    @property
+    def measures(self) -> bool:
+        """Whether a trial is under way, which wants to know what iterations take."""
+        return bool(self._seconds)
+
     def mode_of(self, iteration: int) -> str:
         """To be called once for every iteration, in order, when what came before is done."""
         if iteration < self._until:

@@ -209,7 +209,7 @@ class EntropyCompressionState:
             future = self._send_coded(bucket, numbers, step, group)
         else:
             future = self._send_plain(buffer, torch.bfloat16 if step.mode == "bf16" else buffer.dtype, step, group)
-        if self.mode == "auto":
+        if self._choice is not None and self._choice.measures:
             future = future.then(lambda done: self._note(started, done))
         return self._hold_errors(future, bucket)
 
