@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from layerwise.units import Unit
+from layerwise.feednet import Batch, Feednet
+from layerwise.schedules import Window
+from layerwise.units import Unit, main_tensor
 from platonic import PlatonicMLPClassifier
 
-__all__ = ["initialise_unit"]
+__all__ = ["initialise_unit", "initialise_window"]
+
+_SAMPLES = 10_000  # from which weights are found
 
 _ACTIVATIONS: dict[type[nn.Module], str] = {
     nn.ReLU: "relu",
@@ -60,3 +65,20 @@ def initialise_unit(unit: Unit, features: Tensor, labels: Tensor, *, seed: int =
     linear.weight.copy_(fitted.weight)
     if linear.bias is not None:
         linear.bias.copy_(fitted.bias)
+
+
+def initialise_window(feednet: Feednet, window: Window, batches: Iterable[Batch]) -> None:
+    """The same for a window's units, one after the other, of batches that enter the first; the model's output layer is left
+    as it is."""
+    features, labels, samples = [], [], 0
+    for state, target in batches:
+        features.append(main_tensor(state))
+        labels.append(target)
+        samples += len(target)
+        if samples >= _SAMPLES:
+            break
+    entering, target, chain = torch.cat(features), torch.cat(labels), feednet.chain
+    for i in range(window[0], window[1] + 1):
+        if not (chain.has_output and i == len(chain) - 1):
+            initialise_unit(chain[i], entering, target)
+            entering = main_tensor(feednet.advance(entering, i, i + 1))

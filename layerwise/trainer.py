@@ -19,7 +19,7 @@ from layerwise.feature_cache import FeatureCache
 from layerwise.feednet import Batch, Feednet, counted, generators_of, read_batch
 from layerwise.filtering import losses_under
 from layerwise.history import History
-from layerwise.initialisation import initialise_unit
+from layerwise.initialisation import initialise_window
 from layerwise.local_losses import make_local_loss
 from layerwise.loop import Counts, Loop, NonFiniteLossError
 from layerwise.method import Method
@@ -28,11 +28,9 @@ from layerwise.pruning import filter_importance, prune_unit
 from layerwise.schedules import Stage, Window, check_schedule
 from layerwise.splitting import Spec, split
 from layerwise.subnet import Training, make_training
-from layerwise.units import Chain, State, Unit, main_tensor
+from layerwise.units import Chain, State, Unit
 
 __all__ = ["LayerwiseTrainer"]
-
-_INIT_SAMPLES = 10_000  # from which closed-form weights are found
 
 
 class LayerwiseTrainer:
@@ -308,7 +306,7 @@ class LayerwiseTrainer:
             if self._example is None:
                 self._example = self._take_example(loader)
             if self.method.platonic_init and kept is None:
-                self._initialise(window, loader)
+                initialise_window(self.feednet, window, self._look_ahead(loader, window[0]))
             if not self.method.keep_heads:
                 self._drop_heads(window)
             sizes = None if kept is None else kept["sizes"]
@@ -340,21 +338,6 @@ class LayerwiseTrainer:
             yield from self.feednet.stream(loader, boundary)
         finally:
             set_rng_state(before, *generators)
-
-    def _initialise(self, window: Window, loader: Iterable[Any]) -> None:
-        features, labels, samples = [], [], 0
-        for state, target in self._look_ahead(loader, window[0]):
-            features.append(main_tensor(state))
-            labels.append(target)
-            samples += len(target)
-            if samples >= _INIT_SAMPLES:
-                break
-        state, target = torch.cat(features), torch.cat(labels)
-        for i in range(window[0], window[1] + 1):
-            last_layer = self.chain.has_output and i == len(self.chain) - 1
-            if not last_layer:
-                initialise_unit(self.chain[i], state, target)
-                state = main_tensor(self.feednet.advance(state, i, i + 1))
 
     def _leave(self, window: Window, loader: Iterable[Any]) -> None:
         """Freeze a window; if it does not come up again, give its best weights back and forget its optimiser."""
