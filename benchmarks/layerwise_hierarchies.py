@@ -38,11 +38,11 @@ def make_model(network: str, hierarchy: tuple[int, ...], width: float, dropout: 
     return zoo.make(network, hierarchy=hierarchy, width=width, dropout=dropout, activation="leaky_relu")
 
 
-def cases(width: float, epochs: int) -> list[Case]:
+def cases(width: float, epochs: int, lr_factor: float = 1.0) -> list[Case]:
     made = []
     for (network, hierarchy), (_, _, lr, dropout_at_full_width) in PAPER.items():
         dropout = dropout_at_full_width * min(width, 1.0)
-        adam = lw.OptimizerSpec("adam", lr, milestones=(0.5, 0.75, 0.89, 0.94), gamma=0.25)
+        adam = lw.OptimizerSpec("adam", lr * lr_factor, milestones=(0.5, 0.75, 0.89, 0.94), gamma=0.25)
         name = f"{network} {list(hierarchy)}"
         predsim = replace(lw.predsim(dropout=dropout), schedule=partial(lw.simultaneous, epochs=epochs), optimizer=adam)
         plain = partial(
@@ -60,10 +60,11 @@ def cases(width: float, epochs: int) -> list[Case]:
 def main() -> None:
     parser = make_parser(__doc__, epochs=15)
     parser.add_argument("--width", type=float, default=0.125, help="factor of the paper's channels")
+    parser.add_argument("--lr-factor", type=float, default=1.0, help="factor of the paper's learning rates")
     args = parser.parse_args()
     results = Results(args.out, "hierarchies")
-    settings = {"width": args.width, "epochs": args.epochs, "limit": args.limit}
-    every = cases(args.width, args.epochs)
+    settings = {"width": args.width, "epochs": args.epochs, "limit": args.limit, "lr_factor": args.lr_factor}
+    every = cases(args.width, args.epochs, args.lr_factor)
     if args.only is None:
         args.only = "; ".join(
             c.name for c in every if "[2, 2, 2, 2]" in c.name or ("[1, 1, 2, 2]" in c.name and "resnet" in c.name)
