@@ -24,6 +24,7 @@ from layerwise.data import Augmentation, Loaders, TensorLoader, make_loaders
 from layerwise.probes.plots import plot_by_layer
 from platonic_core import __version__
 from platonic_core.command_line import Parser, run_command
+from platonic_core.figures import check_format, save_figure
 
 __all__ = ["main"]
 
@@ -41,10 +42,12 @@ _METHODS: dict[str, Callable[[argparse.Namespace], lw.Method]] = {
     "dll": lambda args: lw.dll(budget=args.budget, epochs=args.epochs),
     "segments": lambda args: lw.segments(args.size, args.overlap, epochs=args.epochs, budget=args.budget),
     "random_robin": lambda args: lw.random_robin(args.epochs, 1),
-    "predsim": lambda args: lw.predsim(epochs=args.epochs, dropout=args.dropout),
-    "transfer": lambda args: lw.transfer(epochs=args.epochs),
+    "predsim": lambda args: lw.predsim(epochs=args.epochs, dropout=0.2 if args.dropout is None else args.dropout),
+    "transfer": lambda args: lw.transfer(epochs=args.epochs, budget=args.budget),
     "backprop": lambda args: lw.backprop(epochs=args.epochs),
 }
+
+_WITH_BUDGET = ("dll", "segments", "transfer")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,7 +63,11 @@ def _make_parser() -> Parser:
     _add_data(train)
     _add_model(train)
     train.add_argument("--method", default="greedy2", choices=_METHODS, help="default: greedy2")
-    train.add_argument("--budget", type=float, help="dll: share of backpropagation's memory, such as 0.3")
+    train.add_argument(
+        "--budget",
+        type=float,
+        help="of dll, segments and transfer: share of backpropagation's memory, such as 0.3 (default: none)",
+    )
     train.add_argument("--size", type=int, default=2, help="segments: units that train together (default: 2)")
     train.add_argument("--overlap", type=int, default=1, help="segments: units shared with the one before (default: 1)")
     train.add_argument("--lr", type=float, help="instead of the method's own")
@@ -85,7 +92,6 @@ def _make_parser() -> Parser:
     probe = parsers.add_parser("probe", help="measure the representations of every unit")
     _add_data(probe)
     _add_model(probe)
-    probe.add_argument("--weights", type=Path, metavar="FILE", help="of a trained network, as --save writes them")
     probe.add_argument("--measures", default="lsd,k_redundancy,conditional_entropy,stable_rank")
     probe.add_argument("--plot", type=Path, metavar="FILE")
     probe.set_defaults(run=_run_probe)
@@ -111,7 +117,10 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--model", default="cnn4", choices=zoo.names(), help="default: cnn4")
     group.add_argument("--width", type=float, default=1.0, help="factor of all channels (default: 1)")
     group.add_argument("--hierarchy", type=_numbers, help="layers or blocks per resolution, such as 1,1,2,2")
-    group.add_argument("--dropout", type=float, default=0.0)
+    group.add_argument(
+        "--dropout", type=float, help="in the network; predsim: between units (default: 0; predsim: 0.2)"
+    )
+    group.add_argument("--weights", type=Path, metavar="FILE", help="to begin with, as --save writes them")
     group.add_argument("--epochs", type=int, default=10, help="per unit; backprop and predsim: in all (default: 10)")
 
 
@@ -123,6 +132,10 @@ def _numbers(text: str) -> list[int]:
 
 
 def _load(args: argparse.Namespace) -> Loaders:
+    if torch.device(args.device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {args.device}: no CUDA device was found")
+    if args.limit is not None and args.limit < 1:
+        raise ValueError(f"--limit: expected at least 1, got {args.limit}")
     augmentation = Augmentation(crop=4, flip=True) if args.augment else None
     loaders = make_loaders(
         args.data, data_dir=args.data_dir, batch_size=args.batch, validation=args.validation, limit=args.limit,
@@ -134,11 +147,26 @@ def _load(args: argparse.Namespace) -> Loaders:
 
 
 def _model(args: argparse.Namespace, loaders: Loaders) -> nn.Module:
-    options: dict[str, Any] = {"width": args.width, "dropout": args.dropout, "classes": loaders.classes}
+    between = getattr(args, "method", None) == "predsim"  # whose dropout is the trainer's
+    options: dict[str, Any] = {"width": args.width, "classes": loaders.classes}
+    options["dropout"] = 0.0 if between else args.dropout or 0.0
     if args.hierarchy is not None:
         options["hierarchy"] = args.hierarchy
     torch.manual_seed(args.seed)
-    return zoo.make(args.model, in_channels=loaders.shape[0], image_size=loaders.shape[1], **options).to(args.device)
+    try:
+        model = zoo.make(args.model, in_channels=loaders.shape[0], image_size=loaders.shape[1], **options)
+    except TypeError as error:
+        raise ValueError(f"--model {args.model}: {error}") from None
+    if args.weights is not None:
+        model.load_state_dict(load_file(args.weights))
+    return model.to(args.device)
+
+
+def _layers(model: nn.Module) -> list[str]:
+    try:
+        return zoo.layer_names(model)
+    except TypeError as error:
+        raise ValueError(f"--method predsim: {error}") from None
 
 
 def _method(name: str, args: argparse.Namespace) -> lw.Method:
@@ -153,6 +181,8 @@ def _run_train(args: argparse.Namespace) -> None:
             raise ValueError(f"{path}: there is no such folder")
     if args.resume and args.checkpoint is None:
         raise ValueError("--resume needs --checkpoint FILE")
+    if args.budget is not None and args.method not in _WITH_BUDGET:
+        raise ValueError(f"--budget: of {', '.join(_WITH_BUDGET)}, not of {args.method}")
     loaders = _load(args)
     model = _model(args, loaders)
     method = _method(args.method, args)
@@ -162,7 +192,7 @@ def _run_train(args: argparse.Namespace) -> None:
         model,
         method,
         classes=loaders.classes,
-        spec=zoo.layer_names(model) if args.method == "predsim" else "auto",
+        spec=_layers(model) if args.method == "predsim" else "auto",
         amp=None if args.amp is None else getattr(torch, args.amp),
         checkpoint=args.checkpoint,
     )
@@ -193,6 +223,10 @@ def _run_train(args: argparse.Namespace) -> None:
 def _run_compare(args: argparse.Namespace) -> None:
     if args.augment:
         raise ValueError("compare gives all methods the same samples, without augmentation; leave --augment out")
+    if args.dropout and "predsim" in args.methods.split(","):
+        raise ValueError("--dropout: predsim drops between units, the others in the network; compare them without")
+    if args.plot is not None:
+        check_format(args.plot)
     loaders = _load(args)
     methods = [name if name in ENDS_TO_END else partial(_method_within, name, args) for name in args.methods.split(",")]
     for name in args.methods.split(","):
@@ -225,13 +259,13 @@ def _whole(loader: TensorLoader) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _run_probe(args: argparse.Namespace) -> None:
+    if args.plot is not None:
+        check_format(args.plot)
     loaders = _load(args)
     model = _model(args, loaders)
-    if args.weights is not None:
-        model.load_state_dict(load_file(args.weights))
     measures = args.measures.split(",")
     table = lw.probe(model, loaders.train, measures=measures, test_loader=loaders.test, seed=args.seed)
     print(table)
     if args.plot is not None:
         columns = [name for name in table.trends if name in measures or name.rsplit("_", 1)[0] in measures]
-        plot_by_layer(table, columns).savefig(args.plot, dpi=150)
+        save_figure(plot_by_layer(table, columns), args.plot)

@@ -204,6 +204,8 @@ def make_loaders(
         assert data.y_test is not None
         x_test = _images(data.X_test, data.image_shape)
         y_test = torch.from_numpy(np.searchsorted(labels, data.y_test).astype(np.int64))
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit: expected at least 1, got {limit}")
     order = order[:limit]
     held = round(validation * len(order)) if isinstance(validation, float) else validation
     if not 0 <= held < len(order):

@@ -67,7 +67,8 @@ class HeadEnsemble(nn.Module):
         if not heads:
             raise ValueError("expected at least one head")
         raw = torch.tensor(
-            [2.0**j for j in range(len(heads))] if weights is None else list(weights), dtype=torch.float64
+            [2.0 ** (j + 1 - len(heads)) for j in range(len(heads))] if weights is None else list(weights),
+            dtype=torch.float64,
         )
         if len(raw) != len(heads):
             raise ValueError(f"weights: expected {len(heads)}, one per head, got {len(raw)}")
@@ -103,6 +104,6 @@ def make_ensemble(
     over: str = "logits",
 ) -> HeadEnsemble:
     """The ensemble of a trainer's heads, in eval mode; of those on `units`, or of all."""
-    places = sorted({window[1] for window in trainer.trainings}) if units is None else list(units)
+    places = trainer.heads if units is None else list(units)
     heads = [(place, trainer.trainings[trainer.window_of(place)].subnet.head) for place in places]
     return HeadEnsemble(trainer.chain.units, heads, weights=weights, over=over).eval()

@@ -198,7 +198,8 @@ class FeatureCache:
         self.close()
         self._source, self._look = source, look
         self._random = not self.deterministic and (
-            source.draw(generators, 0, _PROBED) != source.draw(generators, 1, _PROBED)
+            getattr(loader, "augmentation", None) is not None
+            or source.draw(generators, 0, _PROBED) != source.draw(generators, 1, _PROBED)
         )
         if self._random:
             self._warn(

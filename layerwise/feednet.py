@@ -36,6 +36,10 @@ def read_batch(batch: Any, device: torch.device) -> Batch:
     inputs, target = to_device(batch, device)
     if not isinstance(target, Tensor):
         raise TypeError(f"loader: expected labels in a tensor, got {type(target).__name__}")
+    if target.dim() == 0 or len(target) == 0:
+        raise ValueError(
+            f"loader: expected a label for each of at least one sample, got a tensor {tuple(target.shape)}"
+        )
     return (tuple(inputs) if isinstance(inputs, list) else inputs), target
 
 

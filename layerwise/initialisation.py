@@ -62,7 +62,14 @@ def initialise_unit(unit: Unit, features: Tensor, labels: Tensor, *, seed: int =
     network = PlatonicMLPClassifier((linear.out_features,), random_state=seed, **options).fit(X, labels).to_torch()
     fitted = network[0]
     assert isinstance(fitted, nn.Linear)
-    linear.weight.copy_(fitted.weight)
+    if nn.utils.parametrize.is_parametrized(linear, "weight"):
+        linear.weight = fitted.weight.detach()
+    elif "weight" in linear._parameters:
+        linear.weight.copy_(fitted.weight)
+    else:
+        raise ValueError(
+            f"unit {unit.name!r}: the weight of its linear layer is computed from others; set those yourself"
+        )
     if linear.bias is not None:
         linear.bias.copy_(fitted.bias)
 

@@ -40,6 +40,7 @@ def assert_isolated(trainer: LayerwiseTrainer, batch: Any) -> None:
     rng = rng_state()
     chain = trainer.chain
     saved = [(p, p.requires_grad, p.grad) for p in chain.parameters()]
+    states = [(unit, unit.frozen, unit._trainable) for unit in chain]
     modes = [(unit, m, m.training) for unit in chain for m in unit.modules()]
     buffers = [(t, t.clone()) for unit in chain for _, t in unit.named_tensors() if not isinstance(t, nn.Parameter)]
     trainings = dict(trainer.trainings)
@@ -49,6 +50,8 @@ def assert_isolated(trainer: LayerwiseTrainer, batch: Any) -> None:
     finally:
         trainer.trainings.clear()
         trainer.trainings.update(trainings)
+        for unit, frozen, trainable in states:
+            unit.frozen, unit._trainable = frozen, trainable
         for p, requires_grad, grad in saved:
             p.requires_grad_(requires_grad)
             p.grad = grad

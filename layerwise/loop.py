@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from layerwise.feednet import Batch, Feednet, read_batch
 from layerwise.heads import scores_of
+from layerwise.processes import agree
 from layerwise.schedules import Window
 from layerwise.subnet import Training
 from layerwise.units import State, detach_state
 
-__all__ = ["Counts", "Loop", "NonFiniteLossError", "accuracy"]
+__all__ = ["Counts", "Loop", "NonFiniteLossError", "accuracy", "checked_accuracy"]
 
 _LOOK_EVERY = 16  # steps between two looks at the loss
 
@@ -31,7 +32,8 @@ class Counts:
     def __init__(self, device: torch.device) -> None:
         self.samples = 0
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
-        self._correct = torch.zeros((), dtype=torch.int64, device=device)
+        self._correct = torch.zeros((), dtype=torch.float64, device=device)
+        self._of_classes = True
         self._waiting: list[tuple[Tensor, Tensor, Tensor | None]] = []
 
     def add(self, scores: Tensor, target: Tensor, loss: Tensor | None = None) -> None:
@@ -44,7 +46,11 @@ class Counts:
         if not self._waiting:
             return
         scores, targets, losses = zip(*self._waiting, strict=True)
-        self._correct += (torch.cat(scores).argmax(1) == torch.cat(targets)).sum()
+        if self._of_classes:
+            right = _right(torch.cat(scores), torch.cat(targets))
+            self._of_classes = right is not None
+            if right is not None:
+                self._correct += right
         if losses[0] is not None:
             sizes = torch.tensor([len(t) for t in targets], dtype=torch.float64).to(self._loss.device)
             self._loss += torch.stack([loss for loss in losses if loss is not None]).double() @ sizes
@@ -54,12 +60,14 @@ class Counts:
         self.settle()
         return bool(torch.isfinite(self._loss))
 
-    def accuracy(self, everywhere: bool = False) -> float:
-        """Share of right answers, of all processes if `everywhere`."""
+    def accuracy(self, everywhere: bool = False) -> float | None:
+        """Share of right answers, of all processes if `everywhere`; None if labels are no classes."""
         self.settle()
+        if not self._of_classes:
+            return None
         if not everywhere:
             return self._correct.item() / self.samples
-        both = torch.stack([self._correct, torch.tensor(self.samples, device=self._correct.device)])
+        both = torch.stack([self._correct, self._correct.new_tensor(self.samples)])
         torch.distributed.all_reduce(both)
         return (both[0] / both[1]).item()
 
@@ -68,16 +76,43 @@ class Counts:
         return self._loss.item() / self.samples
 
 
+def _right(scores: Tensor, target: Tensor) -> Tensor | None:
+    """Right answers among class numbers (N,), or probabilities (N, classes) whose largest counts; of class numbers with further
+    axes, such as pixels, the sum of each sample's share. None if these are neither."""
+    if not target.is_floating_point() and target.shape == scores.shape[:1] + scores.shape[2:]:
+        right = (scores.argmax(1) == target).double()
+        return right.sum() if right.dim() == 1 else right.flatten(1).mean(1).sum()
+    dense = target.is_floating_point() and target.shape == scores.shape and target.dim() == 2 and target.shape[1] > 1
+    if dense and bool((target >= 0).all()) and torch.allclose(target.sum(1), target.new_ones(()), atol=1e-3):
+        return (scores.argmax(1) == target.argmax(1)).double().sum()
+    return None
+
+
 @torch.no_grad()
 def accuracy(network: Callable[[Any], Any], loader: Iterable[Any], device: torch.device | str = "cpu") -> float:
-    """Share of the loader's samples whose largest score by `network` is their class's."""
+    """Share of the loader's samples whose largest score by `network`, a module in eval mode meanwhile, is their class's."""
+    modes = [(m, m.training) for m in network.modules()] if isinstance(network, nn.Module) else []
     count = Counts(torch.device(device))
-    for batch in loader:
-        inputs, target = read_batch(batch, torch.device(device))
-        count.add(scores_of(network(inputs)), target)
+    try:
+        for module, _ in modes:
+            module.training = False
+        for batch in loader:
+            inputs, target = read_batch(batch, torch.device(device))
+            count.add(scores_of(network(inputs)), target)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    return checked_accuracy(count)
+
+
+def checked_accuracy(count: Counts, everywhere: bool = False) -> float:
+    """The accuracy, or an error that says why there is none."""
     if count.samples == 0:
         raise ValueError("loader: expected at least one batch, got none")
-    return count.accuracy()
+    found = count.accuracy(everywhere)
+    if found is None:
+        raise ValueError("accuracy: expected class numbers (N,) or probabilities (N, classes) as labels")
+    return found
 
 
 class Loop:
@@ -170,6 +205,8 @@ class Loop:
         self._look(trainings, counts, step)
         for training in trainings:  # a last step of fewer batches
             if (step + 1) % self.accumulate:
+                if training.parallel is not None:  # which was waiting for more of them
+                    agree(p.grad for p in training.subnet.parameters() if p.grad is not None)
                 self.update(training)
         return counts
 
@@ -197,7 +234,9 @@ class Loop:
                 )
 
     @torch.no_grad()
-    def validate(self, trainings: list[Training], loader: Iterable[Any], everywhere: bool = False) -> list[float]:
+    def validate(
+        self, trainings: list[Training], loader: Iterable[Any], everywhere: bool = False
+    ) -> list[float | None]:
         """Accuracies of the windows' heads in eval mode; training mode is put back."""
         counts = [Counts(self.device) for _ in trainings]
         for training in trainings:

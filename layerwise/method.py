@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from layerwise.filtering import Filter
 from layerwise.heads import HeadSpec, LinearHead, OwnHead
@@ -188,6 +188,12 @@ class Method:
     stopping: Stopping = field(default_factory=Stopping)
     platonic_init: bool = False
     keep_heads: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("head", "last_head"):
+            value = getattr(self, name)
+            if isinstance(value, (type, nn.Module)):
+                raise TypeError(f"{name}: expected a specification such as LinearHead(), got {value!r}")
 
     def stages(self, units: int) -> list[Stage]:
         """The schedule of a chain of so many units."""

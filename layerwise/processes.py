@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor
 
 __all__ = ["agree", "own_path"]
 
 
 @torch.no_grad()
-def agree(module: nn.Module) -> None:
-    """Give all processes the mean of their weights, exactly: averagers may have left steps since the last one."""
-    for tensor in module.state_dict().values():
+def agree(tensors: Iterable[Tensor]) -> None:
+    """Give all processes the mean, exactly, of what is floating point, and the first one's values of the rest."""
+    for tensor in tensors:
         if tensor.is_floating_point():
             torch.distributed.all_reduce(tensor)
             tensor.div_(torch.distributed.get_world_size())

@@ -62,7 +62,8 @@ class Regularisation:
     channelwise : bool
         Whether whole channels of images are dropped.
     gradient_dropout : float
-        Probability at which an element of the gradient from head to unit is 0; the head's own gradients are spared.
+        Probability at which an element of the gradient from head to unit is 0; the head's own gradients are spared. A window
+        that ends with the model's own output has no head, and no noise on its gradient.
     rescale_gradient : bool
         Whether the rest of that gradient is divided by 1 - p. The thesis does not say; with Adam, whose steps do not depend
         on the gradient's scale, the two differ little (``docs/results.md``).

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from layerwise.costs import balance, unit_costs
 from layerwise.finding import find_units
-from layerwise.tracing import cut_model
+from layerwise.tracing import SplitError, cut_model
 from layerwise.units import Chain, Unit
 
 __all__ = ["split"]
@@ -65,7 +66,7 @@ def split(
     ------
     SplitError
         If the model cannot be traced, with the line where that failed; if a name is not among its modules or is never
-        called; if a trainable parameter is in no unit.
+        called; if a trainable parameter is in no unit; if a lazy module has not seen its first batch.
     ValueError
         If the chain would have fewer units than asked for, if two units would share a parameter, or a unit would have
         none.
@@ -80,6 +81,7 @@ def split(
     """
     if isinstance(spec, bool):
         raise TypeError("spec: expected 'auto', a pattern, names, a number or units, got a bool")
+    _check_initialised(model)
     if isinstance(spec, int):
         chain = cut_model(model, _blocks(model, spec, example, balance_by, within))
     elif not isinstance(spec, (str, re.Pattern)) and any(isinstance(part, Unit) for part in spec):
@@ -89,6 +91,12 @@ def split(
     if example is not None:
         chain.check(example)
     return chain
+
+
+def _check_initialised(model: nn.Module) -> None:
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if is_lazy(tensor):
+            raise SplitError(f"{name!r} has no size yet, as of a lazy module; run the model on one batch first")
 
 
 def _of_units(model: nn.Module, units: Sequence[Any]) -> Chain:

@@ -13,7 +13,7 @@ from layerwise.heads import SizedHeadSpec, build_head
 from layerwise.method import Method
 from layerwise.regularisers import Regularisation
 from layerwise.schedules import Window
-from layerwise.units import Chain, State, detach_state, main_tensor, replace_main
+from layerwise.units import Chain, State, Unit, detach_state, main_tensor, replace_main
 
 __all__ = ["Place", "Subnet", "Training", "make_training"]
 
@@ -35,7 +35,8 @@ class Subnet(nn.Module):
         for unit in self.units:
             state = unit(state)
         out = main_tensor(state)
-        return self.head(self.noise.on_output(out) if self.training else out), detach_state(state)
+        noisy = self.training and not isinstance(self.head, nn.Identity)
+        return self.head(self.noise.on_output(out) if noisy else out), detach_state(state)
 
 
 class _NoHead(nn.Module):
@@ -113,6 +114,14 @@ class Training:
         for p in self.subnet.head.parameters():
             p.grad = None
 
+    def renew(self, method: Method) -> None:
+        """Take note of parameters that have been replaced: a new optimiser, and no best weights yet."""
+        self.wake()
+        self.optimizer = method.optimizer.build(self.optimizer_parameters(), self.lr, self.weight_decay)
+        self.best, self.best_state, self.stale = -1.0, None, 0
+        self.parallel = None
+        self.sleep()
+
     def end(self) -> None:
         """Forget what only further training would need."""
         self.optimizer = None
@@ -160,6 +169,8 @@ class Training:
             "head": self.subnet.head.state_dict() if self.has_head else None,
             "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "lr": self.lr,
+            "weight_decay": self.weight_decay,
             "epoch": self.epoch,
             "drops": self.drops,
             "best": self.best,
@@ -178,6 +189,10 @@ class Training:
         else:
             assert self.optimizer is not None
             self.optimizer.load_state_dict(state["optimizer"])
+            for group in self.optimizer.param_groups:  # this run's rates, which may be others
+                group["initial_lr"] = group.get("initial_lr", group["lr"]) * (self.lr / state["lr"])
+                if group.get("weight_decay") == state["weight_decay"]:
+                    group["weight_decay"] = self.weight_decay
         self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.drops = state["epoch"], state["drops"]
         self.best, self.best_state, self.stale = state["best"], state["best_state"], state["stale"]
@@ -237,14 +252,20 @@ def make_training(
     with torch.no_grad(), torch.autocast(device, amp, enabled=amp is not None):
         for unit in units:
             state = unit(state)
-    out = main_tensor(state)[:2].float().clone()  # enough to build on, and the rest can go
-    del state
+    out = main_tensor(state)[:2].clone()  # enough to build on, and the rest can go
+    if amp is not None:
+        out = out.float()
     is_output = chain.has_output and window[1] == len(chain) - 1
     spec = method.head_of(window[1], is_output)
     if isinstance(spec, SizedHeadSpec):
         spec = spec.size_for(Place(chain, window, method, classes, output=out, amp=amp, **place), sizes)
         sizes = spec.sizes  # type: ignore[attr-defined]
+    if out.dim() == 3 and type(spec).__module__.startswith("layerwise."):
+        _check_tokens(units[-1], out)
     head = build_head(spec, out, classes)
+    if out.dtype in (torch.float64, torch.float16, torch.bfloat16):  # as the model is
+        for p in head.parameters():
+            p.data = p.data.to(out.dtype)
     for unit in units:
         unit.unfreeze()
     subnet = Subnet(chain, window, head, method.regularisation)
@@ -259,5 +280,18 @@ def make_training(
         epochs=epochs,
         sizes=sizes,
     )
-    training.optimizer = method.optimizer.build(training.optimizer_parameters(), lr, weight_decay)
+    parameters = training.optimizer_parameters()
+    if not parameters:
+        raise ValueError(f"units {window[0]} to {window[1]}: nothing in them or their head wants gradients")
+    training.optimizer = method.optimizer.build(parameters, lr, weight_decay)
     return training
+
+
+def _check_tokens(unit: Unit, out: Tensor) -> None:
+    """Heads take (B, T, C) for tokens; what one-dimensional convolutions give is (B, C, L)."""
+    convolutions = [m for part in unit.parts for m in part.modules() if isinstance(m, (nn.Conv1d, nn.ConvTranspose1d))]
+    if convolutions and convolutions[-1].out_channels == out.shape[1] != out.shape[2]:
+        raise ValueError(
+            f"unit {unit.name!r} gives (channels, positions), {tuple(out.shape)[1:]}, for a sample, which heads would take for "
+            "(tokens, features); let a module that swaps or averages them be the unit's last part, or give a head of your own"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import time
@@ -17,11 +18,11 @@ from layerwise.checkpoint import CheckpointError, load_checkpoint, rng_state, sa
 from layerwise.ensembles import Truncated
 from layerwise.feature_cache import FeatureCache
 from layerwise.feednet import Batch, Feednet, counted, generators_of, read_batch
-from layerwise.filtering import losses_under
+from layerwise.filtering import LossFilter, losses_under
 from layerwise.history import History
 from layerwise.initialisation import initialise_window
 from layerwise.local_losses import make_local_loss
-from layerwise.loop import Counts, Loop, NonFiniteLossError
+from layerwise.loop import Counts, Loop, NonFiniteLossError, checked_accuracy
 from layerwise.method import Method
 from layerwise.processes import agree, own_path
 from layerwise.pruning import filter_importance, prune_unit
@@ -130,6 +131,12 @@ class LayerwiseTrainer:
         if cache is None and any(stage.feed == "cached" for stage in self.stages):
             raise ValueError("the schedule feeds from a cache; give one: cache=FeatureCache(...)")
         filters = [method.filter_of(stage.windows[0][0]) for stage in self.stages]
+        for stage, chosen in zip(self.stages, filters, strict=True):
+            if isinstance(chosen, LossFilter) and stage.windows[0][0] == 0:
+                raise ValueError(
+                    "filtering: LossFilter goes by the head below, and nothing is below unit 0; give "
+                    "filtering=lambda unit: LossFilter() if unit > 0 else None"
+                )
         if distributed is not None and not all(f is None or f.equal_counts for f in filters):
             raise ValueError(
                 "filtering: workers step together, but a filter that leaves differing numbers of samples gives them differing "
@@ -158,7 +165,7 @@ class LayerwiseTrainer:
             The same, for accuracies. Needed by methods that stop early or restore the best weights; not the data on which the
             result is reported.
         resume : bool, default=False
-            Go on from the checkpoint, if there is one.
+            Go on from the checkpoint, if there is one. Learning rate, weight decay and noise may be other than before.
 
         Returns
         -------
@@ -178,6 +185,8 @@ class LayerwiseTrainer:
             )
         if resume and self.checkpoint is None:
             raise ValueError("resume: the trainer has no checkpoint file; give checkpoint=path")
+        if isinstance(loader, Iterator):
+            raise ValueError("loader: expected one that can be read in every epoch, got an iterator")
         for unit in self.chain:
             unit.freeze()
         if resume and self.checkpoint is not None and self.checkpoint.exists():
@@ -195,6 +204,8 @@ class LayerwiseTrainer:
             for unit in self.chain:
                 unit.unfreeze()
                 unit.eval()
+            if self.chain.model is not None:
+                self.chain.model.eval()
         return self.history
 
     def append(self, unit: Unit, epochs: int) -> None:
@@ -221,10 +232,15 @@ class LayerwiseTrainer:
                 bar.set_postfix({k: rows[-1][k] for k in ("loss", "validation_accuracy") if rows[-1][k] is not None})
                 ended = [callback(self, rows) for callback in self.callbacks]
                 patience = self.method.stopping.patience
-                if any(ended) or (patience is not None and all(t.stale >= patience for t in trainings)):
+                if any(end is True for end in ended) or (
+                    patience is not None and all(t.stale >= patience for t in trainings)
+                ):
                     self._epoch = stage.epochs
                 if self._epoch < stage.epochs:
                     self._save(loader)
+        for window in stage.windows:
+            if self._is_over(window):
+                self.trainings[window].restore_best()
         for window in stage.windows:
             self._leave(window, loader)
 
@@ -232,6 +248,7 @@ class LayerwiseTrainer:
         self, stage: Stage, trainings: list[Training], loader: Iterable[Any], validation: Iterable[Any] | None
     ) -> list[dict[str, Any]]:
         start = time.perf_counter()
+        self._set_epoch(loader)
         for training in trainings:
             training.wake()
             training.begin_epoch(self.method)
@@ -244,6 +261,10 @@ class LayerwiseTrainer:
             accuracies = self.loop.validate(trainings, validation, self.distributed is not None)
         rows = []
         for training, count, accuracy in zip(trainings, counts, accuracies, strict=True):
+            if accuracy is None and self.method.stopping.needs_validation:
+                raise ValueError(
+                    "method.stopping: goes by accuracy, which needs class numbers (N,) or probabilities (N, classes) as labels"
+                )
             if accuracy is not None:
                 training.note(accuracy, self.method.stopping.restore_best)
             rows.append(
@@ -262,6 +283,14 @@ class LayerwiseTrainer:
                 }
             )
         return rows
+
+    def _set_epoch(self, loader: Iterable[Any]) -> None:
+        """Another order of a DistributedSampler in every pass."""
+        passes = sum(stage.epochs for stage in self.stages[: self._stage]) + self._epoch
+        for holder in (loader, getattr(loader, "batch_sampler", None)):
+            set_epoch = getattr(getattr(holder, "sampler", None), "set_epoch", None)
+            if set_epoch is not None:
+                set_epoch(passes)
 
     def _stream(self, stage: Stage, loader: Iterable[Any], epoch: int, seen: list[int]) -> Iterator[Batch]:
         first = stage.windows[0][0]
@@ -323,10 +352,15 @@ class LayerwiseTrainer:
         """A first input, from which sizes are known; the generators are put back."""
         for state, target in self._look_ahead(loader, 0):
             self.chain.check(state)
-            if not target.is_floating_point() and target.numel() > 0 and not 0 <= int(target.max()) < self.classes:
-                raise ValueError(
-                    f"labels: expected 0 to {self.classes - 1}, as classes={self.classes}, got {int(target.max())}"
-                )
+            if not target.is_floating_point():
+                if target.dtype != torch.int64 and isinstance(self.method.loss, str):
+                    raise TypeError(f"labels: expected int64, got {target.dtype}")
+                low, high = int(target.min()), int(target.max())
+                if low < 0 or high >= self.classes:
+                    wrong = low if low < 0 else high
+                    raise ValueError(
+                        f"labels: expected 0 to {self.classes - 1}, as classes={self.classes}, got {wrong}"
+                    )
             return state
         raise ValueError("loader: expected at least one batch, got none")
 
@@ -339,17 +373,19 @@ class LayerwiseTrainer:
         finally:
             set_rng_state(before, *generators)
 
+    def _is_over(self, window: Window) -> bool:
+        return not any(window in later.windows for later in self.stages[self._stage + 1 :])
+
     def _leave(self, window: Window, loader: Iterable[Any]) -> None:
-        """Freeze a window; if it does not come up again, give its best weights back and forget its optimiser."""
-        training = self.trainings[window]
-        over = not any(window in later.windows for later in self.stages[self._stage + 1 :])
+        """Freeze a window; if it does not come up again, prune it and forget its optimiser."""
+        training, over = self.trainings[window], self._is_over(window)
         if over:
-            training.restore_best()
             if self.method.pruning is not None and not (self.chain.has_output and window[1] == len(self.chain) - 1):
                 self._prune(training, loader)
             training.end()
-            if self.loop.averagers.pop(window, None) is not None:
-                agree(training.subnet)
+        if self.distributed is not None:  # running statistics are each process's own, and averagers may have left steps
+            averaged = over and self.loop.averagers.pop(window, None) is not None
+            agree((training.subnet.state_dict() if averaged else dict(training.subnet.named_buffers())).values())
         training.sleep()
         if over:
             self.stopped = self.method.stopping.ends_chain(t.best for t in self.trainings.values())
@@ -361,10 +397,13 @@ class LayerwiseTrainer:
         first, last = training.subnet.window
         training.subnet.eval()
         batches = (batch for _, batch in zip(range(pruning.batches), self._look_ahead(loader, first), strict=False))
-        importance = filter_importance(training.subnet, self.chain[last], self.loop.loss, batches)
+        with self.loop.autocast():
+            importance = filter_importance(training.subnet, self.chain[last], self.loop.loss, batches)
+        if self.distributed is not None:
+            torch.distributed.all_reduce(importance)  # of each process's batches; all keep the same filters
         training.subnet.zero_grad(set_to_none=True)
         keep = importance.topk(pruning.count(len(importance))).indices.sort().values
-        self._narrow(last, keep, [training.subnet.head])
+        self._narrow(training, keep)
         for unit in training.subnet.units:
             unit.freeze()  # type: ignore[operator]
         training.subnet.units.eval()
@@ -373,15 +412,22 @@ class LayerwiseTrainer:
             return
         training.optimizer = self.method.optimizer.build(parameters, training.lr, training.weight_decay)
         training.subnet.head.train()
+        if training.parallel is not None:  # which knows the parameters that have been replaced
+            training.parallel = nn.parallel.DistributedDataParallel(training.subnet)
         for _ in range(pruning.epochs):
             self.loop.train(self.feednet.stream(loader, first), [training])
 
-    def _narrow(self, unit: int, keep: Tensor, heads: list[nn.Module]) -> None:
+    def _narrow(self, training: Training, keep: Tensor) -> None:
+        unit = training.subnet.window[1]
         state = self.feednet.advance(self._example, 0, unit)
         following = [self.chain[unit + 1]] if unit + 1 < len(self.chain) else []
-        prune_unit(self.chain[unit], [*following, *heads], state, keep)
+        with self.loop.autocast():
+            prune_unit(self.chain[unit], [*following, training.subnet.head], state, keep)
         for changed in (self.chain[unit], *following):
             changed.renew()
+        for (first, last), other in self.trainings.items():  # those whose parameters have been replaced, and that go on
+            if other is not training and other.optimizer is not None and first <= unit + 1 and unit <= last:
+                other.renew(self.method)
         self.pruned[unit] = keep.tolist()
 
     def _drop_heads(self, window: Window) -> None:
@@ -435,12 +481,19 @@ class LayerwiseTrainer:
             inputs, target = read_batch(batch, self.device)
             with self.loop.autocast():
                 count.add(network(inputs), target)
-        return count.accuracy(self.distributed is not None)
+        return checked_accuracy(count, self.distributed is not None)
 
     # ---- checkpoints ----
 
     def _identity(self) -> dict[str, Any]:
-        return {"method": self.method.name, "units": self.chain.names, "stages": len(self.stages)}
+        return {
+            "method": self.method.name,
+            "units": self.chain.names,
+            "stages": [repr(stage) for stage in self.stages],
+            "classes": self.classes,
+            "loss": _name_of(self.method.loss),
+            "optimizer": _name_of(self.method.optimizer.name),
+        }
 
     def _save(self, loader: Iterable[Any]) -> None:
         over = self._stage == len(self.stages) or self.stopped
@@ -470,15 +523,26 @@ class LayerwiseTrainer:
         assert self.checkpoint is not None
         state = load_checkpoint(self.checkpoint, self.device)
         for key, value in self._identity().items():
-            if state[key] != value:
-                raise CheckpointError(f"{self.checkpoint}: of another run: {key} {state[key]!r}, here {value!r}")
+            there = state.get(key)
+            if there != value:
+                if isinstance(value, list) and isinstance(there, list):  # the first of them that differs
+                    pairs = itertools.zip_longest(there, value)
+                    key, there, value = next((f"{key}[{i}]", a, b) for i, (a, b) in enumerate(pairs) if a != b)
+                raise CheckpointError(f"{self.checkpoint}: of another run: {key} {there!r}, here {value!r}")
         self._example = self._take_example(loader)
         self.trainings.clear()
         for (first, last), kept in state["trainings"]:
             training = self._enter((first, last), loader, kept)
             if last in state["pruned"]:
-                self._narrow(last, torch.tensor(state["pruned"][last], device=self.device), [training.subnet.head])
-            training.load_state_dict(kept)
+                self._narrow(training, torch.tensor(state["pruned"][last], device=self.device))
+        for (first, last), kept in state["trainings"]:
+            training = self.trainings[first, last]
+            try:
+                training.load_state_dict(kept)
+            except (RuntimeError, ValueError) as error:
+                raise CheckpointError(
+                    f"{self.checkpoint}: of another run: head or optimiser of units {first} to {last}: {error}"
+                ) from None
             training.sleep()
         self.chain.load_state_dict(state["model"])
         for (first, last), kept in state["averagers"]:
@@ -488,3 +552,8 @@ class LayerwiseTrainer:
         if self.cache is not None and state["cache"] is not None:
             self.cache.load_state_dict(state["cache"])
         set_rng_state(state["rng"], *generators_of(loader))
+
+
+def _name_of(value: Any) -> str:
+    """Of a function or class; text is its own."""
+    return value if isinstance(value, str) else getattr(value, "__qualname__", type(value).__qualname__)

@@ -180,7 +180,7 @@ class Chain:
     Raises
     ------
     ValueError
-        If there is no unit, a unit has no parameters, or two share a parameter or a module's buffer.
+        If there is no unit, a unit has no parameters, or two share a parameter, a module's buffer or a dropout layer.
     """
 
     def __init__(self, units: Sequence[Unit], model: nn.Module | None = None, *, has_output: bool = True) -> None:
@@ -202,6 +202,16 @@ class Chain:
                     raise ValueError(
                         f"{kind} {name!r} is used by units {owners[id(tensor)]!r} and {unit.name!r}; each of them would "
                         "train it for itself. Make one unit of the two, and of what lies between"
+                    )
+
+        droppers: dict[int, str] = {}
+        for unit in self.units:
+            for module in {id(m): m for part in unit.parts for m in part.modules()}.values():
+                dropper = isinstance(module, nn.modules.dropout._DropoutNd)
+                if dropper and droppers.setdefault(id(module), unit.name) != unit.name:
+                    raise ValueError(
+                        f"units {droppers[id(module)]!r} and {unit.name!r} share a {type(module).__name__}, which cannot be in "
+                        "training mode in one of them and not in the other; give each its own"
                     )
 
     def __len__(self) -> int:

@@ -512,7 +512,7 @@ def test_wrong_data():
     with pytest.raises(ValueError, match="stops or restores by validation"):
         run(loader(), method=METHODS["best weights"])
     x, y = digits(50).tensors
-    with pytest.raises(ValueError, match="what can be read only once"):
+    with pytest.raises(ValueError, match="can be read in every epoch"):
         run(iter([(x, y)]))
     with pytest.raises(ValueError, match="validation: expected at least one batch"):
         run(loader(), [])

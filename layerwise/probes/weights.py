@@ -43,7 +43,12 @@ def stable_ranks(module: nn.Module) -> dict[str, float]:
     ranks: dict[str, float] = {}
     seen: set[int] = set()
     for path, part in module.named_modules():
-        for name, p in part.named_parameters(path, recurse=False):
+        if isinstance(part, nn.utils.parametrize.ParametrizationList):
+            continue  # the weights that it makes count, not what it makes them of
+        made = getattr(part, "parametrizations", {})
+        dot = f"{path}." if path else ""
+        weights = [*part.named_parameters(path, recurse=False), *((dot + name, getattr(part, name)) for name in made)]
+        for name, p in weights:
             if id(p) in seen or p.dim() < 2 or isinstance(part, (nn.Embedding, nn.EmbeddingBag)):
                 continue
             seen.add(id(p))
