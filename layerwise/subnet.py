@@ -255,6 +255,7 @@ def make_training(
     out = main_tensor(state)[:2].clone()  # enough to build on, and the rest can go
     if amp is not None:
         out = out.float()
+    del state
     is_output = chain.has_output and window[1] == len(chain) - 1
     spec = method.head_of(window[1], is_output)
     if isinstance(spec, SizedHeadSpec):

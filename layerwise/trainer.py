@@ -238,7 +238,7 @@ class LayerwiseTrainer:
                     self._epoch = stage.epochs
                 if self._epoch < stage.epochs:
                     self._save(loader)
-        for window in stage.windows:
+        for window in stage.windows:  # all of them before pruning replaces parameters
             if self._is_over(window):
                 self.trainings[window].restore_best()
         for window in stage.windows:
@@ -377,9 +377,10 @@ class LayerwiseTrainer:
         return not any(window in later.windows for later in self.stages[self._stage + 1 :])
 
     def _leave(self, window: Window, loader: Iterable[Any]) -> None:
-        """Freeze a window; if it does not come up again, prune it and forget its optimiser."""
+        """Freeze a window; if it does not come up again, give its best weights back, prune it, and forget its optimiser."""
         training, over = self.trainings[window], self._is_over(window)
         if over:
+            training.restore_best()
             if self.method.pruning is not None and not (self.chain.has_output and window[1] == len(self.chain) - 1):
                 self._prune(training, loader)
             training.end()
