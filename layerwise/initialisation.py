@@ -63,7 +63,7 @@ def initialise_unit(unit: Unit, features: Tensor, labels: Tensor, *, seed: int =
     fitted = network[0]
     assert isinstance(fitted, nn.Linear)
     if nn.utils.parametrize.is_parametrized(linear, "weight"):
-        linear.weight = fitted.weight.detach()
+        linear.weight = fitted.weight.detach().to(linear.weight.dtype)
     elif "weight" in linear._parameters:
         linear.weight.copy_(fitted.weight)
     else:

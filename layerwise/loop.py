@@ -160,7 +160,15 @@ class Loop:
             first, last = training.subnet.window
             state = self.feednet.advance(state, at, first)
             with self._whether_to_synchronise(training, synchronise), self.autocast():
-                output, state = training.module(state)
+                try:
+                    output, state = training.module(state)
+                except ValueError as error:
+                    if len(target) == 1 and "more than 1 value per channel" in str(error):
+                        raise ValueError(
+                            f"units {first} to {last}: batch normalisation cannot train on a batch of one sample; give the "
+                            "loader drop_last=True, or another batch size"
+                        ) from None
+                    raise
                 loss = self.loss(output, target)
             scores = scores_of(output)
             state = None if training is trainings[-1] else detach_state(state)

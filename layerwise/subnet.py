@@ -116,11 +116,13 @@ class Training:
 
     def renew(self, method: Method) -> None:
         """Take note of parameters that have been replaced: a new optimiser, and no best weights yet."""
+        asleep = any(unit.frozen for unit in self.subnet.units)
         self.wake()
         self.optimizer = method.optimizer.build(self.optimizer_parameters(), self.lr, self.weight_decay)
         self.best, self.best_state, self.stale = -1.0, None, 0
         self.parallel = None
-        self.sleep()
+        if asleep:
+            self.sleep()
 
     def end(self) -> None:
         """Forget what only further training would need."""
@@ -265,8 +267,9 @@ def make_training(
         _check_tokens(units[-1], out)
     head = build_head(spec, out, classes)
     if out.dtype in (torch.float64, torch.float16, torch.bfloat16):  # as the model is
-        for p in head.parameters():
-            p.data = p.data.to(out.dtype)
+        for tensor in (*head.parameters(), *head.buffers()):
+            if tensor.dtype == torch.float32:
+                tensor.data = tensor.data.to(out.dtype)
     for unit in units:
         unit.unfreeze()
     subnet = Subnet(chain, window, head, method.regularisation)

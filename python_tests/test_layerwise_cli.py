@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import layerwise as lw
 from layerwise import zoo
 from layerwise.cli import main
 
@@ -79,6 +80,12 @@ def test_an_interrupted_training_goes_on(tmp_path, capsys, monkeypatch):
         (["probe", "--weights", "none.safetensors"], "none.safetensors"),
         (["probe", "--measures", "beauty"], "beauty"),
         (["compare", "--methods", "magic"], "unknown method 'magic'"),
+        (["train", "--budget", "0.3"], "--budget: of dll, segments, transfer, not of greedy2"),
+        (["train", "--limit", "-5"], "--limit: expected at least 1"),
+        (["train", "--model", "vit", "--method", "predsim"], "--method predsim: expected a VGG"),
+        (["train", "--model", "mlp", "--hierarchy", "1,2"], "--model mlp: "),
+        (["compare", "--methods", "predsim", "--dropout", "0.1"], "--dropout: predsim drops between units"),
+        (["probe", "--plot", "x.xyz"], "expected a name that ends in"),
         ([], "required"),
     ],
 )
@@ -86,3 +93,34 @@ def test_wrong_arguments(args, message, capsys):
     code, out, err = run(capsys, *args)
     assert code == 2 and out == ""
     assert message in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_no_cuda_device_is_said(capsys):
+    code, _, err = run(capsys, "train", *SMALL, "--device", "cuda")
+    assert code == 2 and "--device cuda: no CUDA device was found" in err
+
+
+def test_predsims_dropout_is_between_units_alone(monkeypatch, capsys):
+    made = []
+    make = lw.zoo.make
+    monkeypatch.setattr(
+        lw.zoo, "make", lambda name, **options: made.append(options["dropout"]) or make(name, **options)
+    )
+    methods = []
+    trainer = lw.LayerwiseTrainer
+    monkeypatch.setattr(
+        lw, "LayerwiseTrainer", lambda m, method, **o: methods.append(method) or trainer(m, method, **o)
+    )
+    for dropout in ([], ["--dropout", "0.3"]):
+        assert run(capsys, "train", *SMALL, "--method", "predsim", *dropout)[0] == 0
+    assert made == [0.0, 0.0]
+    assert [m.regularisation.input_dropout for m in methods] == [0.2, 0.3]
+
+
+def test_weights_to_begin_with(tmp_path, capsys):
+    path = tmp_path / "w.safetensors"
+    first = run(capsys, "train", *SMALL, "--method", "backprop", "--save", path)
+    assert first[0] == 0
+    again = run(capsys, "train", *SMALL, "--method", "transfer", "--weights", path)
+    assert again[0] == 0, again[2]

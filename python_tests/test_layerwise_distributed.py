@@ -66,6 +66,35 @@ def by_averaging(rank: int, folder: str, stop: int | None, resume: bool) -> dict
     return trainer.chain.state_dict()
 
 
+VARIANTS = {
+    "running statistics": (PLAIN, {}),
+    "a last step of fewer batches": (PLAIN, {"accumulate": 3}),
+    "pruning": (lw.Method("pruning", lambda n: lw.bottom_up(n, 1), optimizer=SGD, pruning=lw.Pruning(0.5, 1, 2)), {}),
+    "best weights": (replace(PLAIN, stopping=lw.Stopping(restore_best=True)), {}),
+    "closed form": (
+        lw.Method("ridge", lambda n: lw.bottom_up(n, 1), head=lw.RidgeHead(), loss="mse", optimizer=SGD),
+        {},
+    ),
+}
+
+
+def by_variant(rank: int, name: str) -> dict:
+    method, options = VARIANTS[name]
+    model = cnn()
+    trainer = lw.LayerwiseTrainer(model, method, classes=10, distributed="ddp", **options)
+    trainer.fit(shard(rank), shard(rank))
+    heads = {f"{w} {k}": v for w, t in trainer.trainings.items() for k, v in t.subnet.head.state_dict().items()}
+    return {**trainer.chain.state_dict(), **heads}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_replicas_by_ddp_are_the_same(name):
+    first, second = run_ranks(by_variant, 2, name)
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        assert torch.equal(value, second[key]), key
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_ddp_is_one_process_with_the_whole_batch(accumulate):
     first, second = run_ranks(by_ddp, 2, accumulate)
