@@ -15,10 +15,10 @@ from weight_compression import PayloadError
 from weight_compression.distributed import (
     EntropyCompressionState,
     PeerError,
-    collectives,
     compressed_all_reduce,
     compressed_broadcast,
     entropy_compression_hook,
+    jobs,
     messages,
 )
 
@@ -55,7 +55,7 @@ def reduce_several(rank, sizes=(150_000, 170_000, 140_000)):
 def receive_wrongly(rank, stage):
     compressed_all_reduce(values(rank, (50_000,)))
     if rank == 1:
-        flip_what_comes({"adding": collectives._Add, "handing": collectives._HandSums}[stage])
+        flip_what_comes({"adding": jobs._Add, "handing": jobs._HandSums}[stage])
     first, second, third = reduce_several(rank)
     if rank == 1:
         assert isinstance(first, PayloadError), first
@@ -77,7 +77,7 @@ def test_a_corrupt_payload_names_rank_and_tensor(stage):
 
 def receive_a_wrong_broadcast(rank):
     if rank == 1:
-        flip_what_comes(collectives._HandValues)
+        flip_what_comes(jobs._HandValues)
     errors = [error_of(lambda: compressed_broadcast(values(0, (50_000,)), 0)) for _ in range(2)]
     if rank == 1:
         assert all(isinstance(error, PayloadError) and "from rank 0" in str(error) for error in errors), errors
@@ -143,7 +143,7 @@ def train_with_corruption(rank):
         step(i)
     before = parameters_of(model)
     if rank == 1:
-        flip_what_comes(collectives._Add)
+        flip_what_comes(jobs._Add)
     error = error_of(lambda: step(3))
     assert isinstance(error, RuntimeError), error
     assert ("from rank 0, 4.weight[0:200]" if rank == 1 else "rank 1 could not do its part") in str(error), error
