@@ -93,6 +93,12 @@ class KFilter:
         return kept.nonzero()[:, 0]
 
 
+NO_HEAD_BELOW = (
+    "LossFilter needs a trained head on the unit right below the window, and there is none. For the other windows alone: "
+    "filtering=lambda unit: LossFilter() if unit > 0 else None"
+)
+
+
 @dataclass(frozen=True)
 class LossFilter:
     """Drops the samples with the lowest losses under the head on the unit right below (thesis, section 6.8.4).
@@ -127,10 +133,7 @@ class LossFilter:
         if epoch < self.start_epoch:
             return stream
         if loss_of is None:
-            raise ValueError(
-                "LossFilter needs a trained head on the unit right below the window, and there is none. For the other windows "
-                "alone: filtering=lambda unit: LossFilter() if unit > 0 else None"
-            )
+            raise ValueError(NO_HEAD_BELOW)
 
         def kept(state: State, target: Tensor) -> Tensor:
             dropped = int(self.fraction * len(target))

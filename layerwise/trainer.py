@@ -18,7 +18,7 @@ from layerwise.checkpoint import CheckpointError, load_checkpoint, rng_state, sa
 from layerwise.ensembles import Truncated
 from layerwise.feature_cache import FeatureCache
 from layerwise.feednet import Batch, Feednet, counted, generators_of, read_batch
-from layerwise.filtering import LossFilter, losses_under
+from layerwise.filtering import NO_HEAD_BELOW, LossFilter, losses_under
 from layerwise.history import History
 from layerwise.initialisation import initialise_window
 from layerwise.local_losses import make_local_loss
@@ -131,12 +131,11 @@ class LayerwiseTrainer:
         if cache is None and any(stage.feed == "cached" for stage in self.stages):
             raise ValueError("the schedule feeds from a cache; give one: cache=FeatureCache(...)")
         filters = [method.filter_of(stage.windows[0][0]) for stage in self.stages]
+        ends: set[int] = set()  # of windows that are trained before
         for stage, chosen in zip(self.stages, filters, strict=True):
-            if isinstance(chosen, LossFilter) and stage.windows[0][0] == 0:
-                raise ValueError(
-                    "filtering: LossFilter goes by the head below, and nothing is below unit 0; give "
-                    "filtering=lambda unit: LossFilter() if unit > 0 else None"
-                )
+            if isinstance(chosen, LossFilter) and stage.windows[0][0] - 1 not in ends:
+                raise ValueError(NO_HEAD_BELOW)
+            ends |= {last for _, last in stage.windows}
         if distributed is not None and not all(f is None or f.equal_counts for f in filters):
             raise ValueError(
                 "filtering: workers step together, but a filter that leaves differing numbers of samples gives them differing "

@@ -280,7 +280,7 @@ def test_wrong_options():
         replace(PLAIN, head=lw.LinearHead)
     with pytest.raises(TypeError, match=r"^head: "):
         replace(PLAIN, head=nn.Linear(3, 3))
-    with pytest.raises(ValueError, match="nothing is below unit 0"):
+    with pytest.raises(ValueError, match="right below the window"):
         lw.LayerwiseTrainer(cnn(), replace(PLAIN, filtering=lw.LossFilter()), classes=10)
     with pytest.raises(ValueError, match="can be read in every epoch"):
         fit(cnn(), PLAIN, iter(loader()))
