@@ -21,7 +21,7 @@ from layerwise import zoo
 from layerwise.data import Loaders
 
 MNIST: dict[str, Any] = {"in_channels": 1, "image_size": 28}
-NETWORKS: dict[str, dict[str, Any]] = {"vit": {"depth": 8, "patch": 4}, "resnet50": {}}
+NETWORKS: dict[str, dict[str, Any]] = {"vit": {"depth": 8, "patch": 7}, "resnet50": {}}
 RATES = (3e-4, 1e-3, 3e-3)
 
 
