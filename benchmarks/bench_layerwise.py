@@ -91,10 +91,10 @@ def measure(kind: str, width: int, how: str, rounds: int, device: str) -> dict[s
     trainer = lw.LayerwiseTrainer(model, lw.Method(how, stages, optimizer=ADAM), classes=CLASSES, progress=False)
     for unit in trainer.chain:
         unit.freeze()
-    trainings = [trainer._enter(window, batches) for window in stages[0].windows]
+    trainings = [trainer.windows.enter(window, 1, batches) for window in stages[0].windows]
     hand = ByHand(trainer, mirror, stages[0].windows[0][0])
     epochs: dict[str, Callable[[], Any]] = {
-        "engine": lambda: trainer._run_epoch(stages[0], trainings, batches, None),
+        "engine": lambda: trainer.run_epoch(stages[0], trainings, batches, None),
         "hand": lambda: hand.epoch(batches),
     }
     for call in epochs.values():

@@ -61,6 +61,10 @@ class Feednet:
     def __init__(
         self, chain: Chain, device: torch.device, amp: torch.dtype | None = None, samples: int | None = None
     ) -> None:
+        if amp not in (None, torch.float16, torch.bfloat16):
+            raise ValueError(f"amp: expected None, torch.float16 or torch.bfloat16, got {amp}")
+        if samples is not None and samples < 1:
+            raise ValueError(f"feed_batch: expected at least 1, got {samples}")
         self.chain = chain
         self.device = device
         self.amp = amp

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
@@ -14,9 +14,10 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from layerwise.feednet import Batch
 from layerwise.heads import scores_of
 from layerwise.neighbours import cap_dropped, check_share, k_redundant
+from layerwise.schedules import Stage
 from layerwise.units import State, main_tensor
 
-__all__ = ["Filter", "KFilter", "LossFilter", "losses_under"]
+__all__ = ["Filter", "KFilter", "LossFilter", "check_filters", "losses_under"]
 
 LossOf = Callable[[State, Tensor], Tensor]
 
@@ -93,7 +94,7 @@ class KFilter:
         return kept.nonzero()[:, 0]
 
 
-NO_HEAD_BELOW = (
+_NO_HEAD_BELOW = (
     "LossFilter needs a trained head on the unit right below the window, and there is none. For the other windows alone: "
     "filtering=lambda unit: LossFilter() if unit > 0 else None"
 )
@@ -133,13 +134,38 @@ class LossFilter:
         if epoch < self.start_epoch:
             return stream
         if loss_of is None:
-            raise ValueError(NO_HEAD_BELOW)
+            raise ValueError(_NO_HEAD_BELOW)
 
         def kept(state: State, target: Tensor) -> Tensor:
             dropped = int(self.fraction * len(target))
             return loss_of(state, target).argsort(stable=True)[dropped:].sort().values
 
         return _rebatch(stream, self.batch, kept)
+
+
+def check_filters(
+    stages: Sequence[Stage], filter_of: Callable[[int], Filter | None], distributed: bool = False
+) -> None:
+    """Refuse a schedule in which a filter lacks what it needs.
+
+    Raises
+    ------
+    ValueError
+        If no head is trained right below a window with a :class:`LossFilter`, or `distributed` workers would get different
+        numbers of batches.
+    """
+    ends: set[int] = set()  # of windows that are trained before
+    for stage in stages:
+        first = stage.windows[0][0]
+        chosen = filter_of(first)
+        if isinstance(chosen, LossFilter) and first - 1 not in ends:
+            raise ValueError(_NO_HEAD_BELOW)
+        if distributed and chosen is not None and not chosen.equal_counts:
+            raise ValueError(
+                "filtering: workers step together, but a filter that leaves differing numbers of samples gives them differing "
+                "numbers of batches; use LossFilter, or none"
+            )
+        ends |= {last for _, last in stage.windows}
 
 
 def losses_under(head: nn.Module, amp: torch.dtype | None) -> LossOf:

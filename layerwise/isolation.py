@@ -65,7 +65,7 @@ def assert_isolated(trainer: LayerwiseTrainer, batch: Any) -> None:
 
 def _check_windows(trainer: LayerwiseTrainer, windows: Any, state: Any, target: torch.Tensor) -> None:
     chain = trainer.chain
-    trainings = [trainer.make_training(window, state) for window in windows]
+    trainings = [trainer.windows.make(window, state, 1) for window in windows]
     everything = {name: p for unit in chain for name, p in unit.named_tensors() if isinstance(p, nn.Parameter)}
     for t in trainings:
         t.wake()

@@ -137,6 +137,8 @@ class Loop:
         accumulate: int = 1,
         clip_norm: float | None = None,
     ) -> None:
+        if accumulate < 1:
+            raise ValueError(f"accumulate: expected at least 1, got {accumulate}")
         self.feednet = feednet
         self.loss = loss
         self.accumulate = accumulate

@@ -1,11 +1,12 @@
 """How much memory a method takes on a chain, item by item: predicted on tensors without data, or measured.
 
-Both run the trainer's own epoch, so that what is counted is what will be done. The prediction does it on fake tensors,
+Both run the trainer's own windows and loop, so that what is counted is what will be done. The prediction does it on fake tensors,
 which have shapes and storages but no values: nothing is computed, nothing is allocated, and any batch size can be asked for.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -18,13 +19,15 @@ from torch.utils._pytree import tree_map
 from layerwise.borrowing import batch_of, borrowed, chain_tensors, tensors_in, tensors_of
 from layerwise.feednet import Feednet
 from layerwise.history import format_table
+from layerwise.local_losses import make_local_loss
+from layerwise.loop import Loop
 from layerwise.memory import MemoryUse, Meter, open_meter, tensor_bytes
 from layerwise.method import Method, Stopping
 from layerwise.regularisers import Regularisation
-from layerwise.schedules import Stage, Window
+from layerwise.schedules import Stage, Window, check_schedule
 from layerwise.subnet import Training
-from layerwise.trainer import LayerwiseTrainer
 from layerwise.units import Chain, State, main_tensor
+from layerwise.windows import Windows
 
 __all__ = ["MemoryReport", "Replay", "WindowMemory", "backprop_memory", "end_to_end", "memory_report", "stays"]
 
@@ -195,31 +198,25 @@ def memory_report(
     """
     size = batch_size or main_tensor(example).shape[0]
     schedule = _reduced(method.stages(len(chain)) if window is None else [Stage((window,), 1)])
+    check_schedule(schedule, len(chain))
     plain = replace(method, schedule=schedule, filtering=None, pruning=None, platonic_init=False, stopping=Stopping())
     rows: list[WindowMemory] = []
     trained = {i for stage in schedule for first, last in stage.windows for i in range(first, last + 1)}
     with borrowed(chain, [chain[i] for i in trained] if measure else None) as mode:
-        trainer = LayerwiseTrainer(
-            chain,
-            plain,
-            classes=classes,
-            amp=amp,
-            accumulate=min(accumulate, 2),  # the first of several batches, and those after it
-            clip_norm=clip_norm,
-            feed_batch=feed_batch,
-            progress=False,
-        )
+        feednet = Feednet(chain, chain_tensors(chain)[0].device, amp, feed_batch)
+        most = min(accumulate, 2)  # the first of several batches, and those after it
+        loop = Loop(feednet, make_local_loss(method.loss, **method.loss_options), most, clip_norm)
+        windows = Windows(plain, loop, classes)
         if mode is not None:
             example = tree_map(lambda x: mode.from_tensor(x) if isinstance(x, Tensor) else x, example)
-        trainer._example = batch_of(example, size)
+        windows.example = batch_of(example, size)
         if replay is not None:
-            trainer.feednet.advance = replay.over(trainer.feednet.advance)  # type: ignore[method-assign, assignment]
-        target = torch.arange(size, device=trainer.device) % classes
+            feednet.advance = replay.over(feednet.advance)  # type: ignore[method-assign, assignment]
+        target = torch.arange(size, device=feednet.device) % classes
         for unit in chain:
             unit.freeze()
-        for number, stage in enumerate(schedule):
-            trainer._stage = number
-            rows += _run_stage(trainer, stage, target, caches, method.stopping.restore_best)
+        for number in range(len(schedule)):
+            rows += _run_stage(windows, schedule[number:], target, caches, method.stopping.restore_best)
     return MemoryReport(tuple(rows), size, measure)
 
 
@@ -301,28 +298,35 @@ def _reduced(stages: Sequence[Stage]) -> list[Stage]:
 
 
 def _run_stage(
-    trainer: LayerwiseTrainer, stage: Stage, target: Tensor, caches: int, keep_best: bool
+    windows: Windows, stages: Sequence[Stage], target: Tensor, caches: int, keep_best: bool
 ) -> list[WindowMemory]:
-    """Train the stage's windows for a few batches, the first of which make the optimisers' state, and count the others."""
-    trainings = [trainer._enter(window, ()) for window in stage.windows]
+    """Train the windows of the first of what stages are left for a few batches, the first of which make the optimisers' state,
+    and count the others."""
+    loop, chain, stage = windows.loop, windows.chain, stages[0]
+    times = Counter(window for each in stages for window in each.windows)
+    trainings = [windows.enter(window, times[window], ()) for window in stage.windows]
     for training in trainings:
         training.scaler = torch.amp.GradScaler(enabled=False)  # its doubts about infinities would skip steps
         assert training.optimizer is not None
         for group in training.optimizer.param_groups:
-            if trainer.device.type == "cuda" and group.get("foreach", False) is None and not group.get("fused"):
+            if loop.device.type == "cuda" and group.get("foreach", False) is None and not group.get("fused"):
                 group["foreach"] = True  # the default there, which fake tensors do not get
-    first = trainer.loop.accumulate
-    others = [t for t in trainer.trainings.values() if not any(t is own for own in trainings)]
+    first = loop.accumulate
+    others = [t for t in windows.trainings.values() if not any(t is own for own in trainings)]
     resident = [
-        *chain_tensors(trainer.chain),
-        *tensors_in(trainer._example),
+        *chain_tensors(chain),
+        *tensors_in(windows.example),
         *(t for training in trainings for t in tensors_of([training.subnet.head])),
         *_kept_by(others),
     ]
     known = [*resident, target, *(t for training in trainings for t in _state_of(training))]
     with open_meter(known) as meter, _Marks(meter, trainings, first) as marks:
         made = -tensor_bytes(known)
-        trainer._run_epoch(stage, trainings, marks.copies([(trainer._example, target)] * (2 * first)), None)
+        for training in trainings:
+            training.wake()
+            training.begin_epoch(windows.method)
+        batches = marks.copies([(windows.example, target)] * (2 * first))
+        loop.train(loop.feednet.stream(batches, stage.windows[0][0]), trainings)
         states = [t for training in trainings for t in _state_of(training)]
         made += tensor_bytes([*known, *states])  # by the first batches, to stay
         peak = max(marks.peak, meter.mark()) - made
@@ -331,7 +335,7 @@ def _run_stage(
     rows = []
     for training, best_bytes, (kept_units, kept_head) in zip(trainings, best, marks.kept, strict=True):
         first, last = training.subnet.window
-        units = trainer.chain.units
+        units = chain.units
         rows.append(
             WindowMemory(
                 window=(first, last),
@@ -352,9 +356,10 @@ def _run_stage(
                 sizes=training.sizes,
             )
         )
+        training.epoch += 1
         training.note(1.0, keep_best)
     for window in stage.windows:
-        trainer._leave(window, ())
+        windows.leave(window, (), over=times[window] == 1)
     return rows
 
 

@@ -11,25 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
 from layerwise.checkpoint import CheckpointError, load_checkpoint, rng_state, save_checkpoint, set_rng_state
 from layerwise.ensembles import Truncated
 from layerwise.feature_cache import FeatureCache
 from layerwise.feednet import Batch, Feednet, counted, generators_of, read_batch
-from layerwise.filtering import NO_HEAD_BELOW, LossFilter, losses_under
+from layerwise.filtering import check_filters, losses_under
 from layerwise.history import History
-from layerwise.initialisation import initialise_window
 from layerwise.local_losses import make_local_loss
 from layerwise.loop import Counts, Loop, NonFiniteLossError, checked_accuracy
 from layerwise.method import Method
-from layerwise.processes import agree, own_path
-from layerwise.pruning import filter_importance, prune_unit
+from layerwise.processes import own_path
 from layerwise.schedules import Stage, Window, check_schedule
 from layerwise.splitting import Spec, split
-from layerwise.subnet import Training, make_training
-from layerwise.units import Chain, State, Unit
+from layerwise.subnet import Training
+from layerwise.units import Chain, Unit
+from layerwise.windows import Windows
 
 __all__ = ["LayerwiseTrainer"]
 
@@ -78,6 +77,8 @@ class LayerwiseTrainer:
         The units.
     history : History
         A row per window and epoch.
+    windows : Windows
+        Makes trainings, and puts them away.
     trainings : dict
         Windows to :class:`~layerwise.subnet.Training`: heads, optimisers, best accuracies.
     pruned : dict
@@ -104,14 +105,8 @@ class LayerwiseTrainer:
         callbacks: Sequence[Callable[[LayerwiseTrainer, list[dict[str, Any]]], Any]] = (),
         progress: bool | None = None,
     ) -> None:
-        if amp not in (None, torch.float16, torch.bfloat16):
-            raise ValueError(f"amp: expected None, torch.float16 or torch.bfloat16, got {amp}")
-        if accumulate < 1:
-            raise ValueError(f"accumulate: expected at least 1, got {accumulate}")
         if checkpoint_every < 1:
             raise ValueError(f"checkpoint_every: expected at least 1, got {checkpoint_every}")
-        if feed_batch is not None and feed_batch < 1:
-            raise ValueError(f"feed_batch: expected at least 1, got {feed_batch}")
         if not (distributed in (None, "ddp") or callable(distributed)):
             raise ValueError(f"distributed: expected None, 'ddp' or a callable, got {distributed!r}")
         self.chain = model if isinstance(model, Chain) else split(model, spec)
@@ -125,30 +120,19 @@ class LayerwiseTrainer:
         self.device = next(self.chain.parameters()).device
         self.feednet = Feednet(self.chain, self.device, amp, feed_batch)
         self.loop = Loop(self.feednet, make_local_loss(method.loss, **method.loss_options), accumulate, clip_norm)
+        self.windows = Windows(method, self.loop, classes, distributed)
         self.cache = cache
         self.stages = method.stages(len(self.chain))
         check_schedule(self.stages, len(self.chain))
         if cache is None and any(stage.feed == "cached" for stage in self.stages):
             raise ValueError("the schedule feeds from a cache; give one: cache=FeatureCache(...)")
-        filters = [method.filter_of(stage.windows[0][0]) for stage in self.stages]
-        ends: set[int] = set()  # of windows that are trained before
-        for stage, chosen in zip(self.stages, filters, strict=True):
-            if isinstance(chosen, LossFilter) and stage.windows[0][0] - 1 not in ends:
-                raise ValueError(NO_HEAD_BELOW)
-            ends |= {last for _, last in stage.windows}
-        if distributed is not None and not all(f is None or f.equal_counts for f in filters):
-            raise ValueError(
-                "filtering: workers step together, but a filter that leaves differing numbers of samples gives them differing "
-                "numbers of batches; use LossFilter, or none"
-            )
+        check_filters(self.stages, method.filter_of, distributed is not None)
         self.history = History()
-        self.trainings: dict[Window, Training] = {}
-        self.pruned: dict[int, list[int]] = {}
+        self.trainings, self.pruned = self.windows.trainings, self.windows.pruned
         self.stopped = False
         self._stage = 0  # in training, or next
         self._epoch = 0  # of that stage, next
         self._unsaved = 0  # epochs since the last checkpoint
-        self._example: Any = None
 
     # ---- training ----
 
@@ -215,14 +199,14 @@ class LayerwiseTrainer:
         self.stages.append(Stage(((top, top),), epochs))
 
     def _run_stage(self, stage: Stage, loader: Iterable[Any], validation: Iterable[Any] | None) -> None:
-        trainings = [self._enter(window, loader) for window in stage.windows]
+        trainings = [self.windows.enter(window, self._epochs_of(window), loader) for window in stage.windows]
         label = f"stage {self._stage + 1}/{len(self.stages)}, unit {stage.windows[0][0]}"
         bar = tqdm(
             total=stage.epochs, initial=self._epoch, desc=label, unit="epoch", disable=not self.progress, leave=False
         )
         with bar:
             while self._epoch < stage.epochs:
-                rows = self._run_epoch(stage, trainings, loader, validation)
+                rows = self.run_epoch(stage, trainings, loader, validation)
                 for row in rows:
                     self.history.append(row)
                 self._epoch += 1
@@ -241,11 +225,14 @@ class LayerwiseTrainer:
             if self._is_over(window):
                 self.trainings[window].restore_best()
         for window in stage.windows:
-            self._leave(window, loader)
+            self.windows.leave(window, loader, over=self._is_over(window))
+        if any(self._is_over(window) for window in stage.windows):
+            self.stopped = self.method.stopping.ends_chain(t.best for t in self.trainings.values())
 
-    def _run_epoch(
+    def run_epoch(
         self, stage: Stage, trainings: list[Training], loader: Iterable[Any], validation: Iterable[Any] | None
     ) -> list[dict[str, Any]]:
+        """One epoch of the windows of a stage, which have been entered: a row of the history for each."""
         start = time.perf_counter()
         self._set_epoch(loader)
         for training in trainings:
@@ -306,149 +293,18 @@ class LayerwiseTrainer:
             stream = filtering.apply(stream, epoch, loss_of)
         return counted(stream, seen, 1)
 
-    # ---- windows ----
-
-    def make_training(self, window: Window, state: State, sizes: dict[str, int] | None = None) -> Training:
-        """A new training of a window whose units get inputs like `state` at the chain's beginning; `sizes` are those of a
-        head that was sized before."""
-        return make_training(
-            self.chain,
-            window,
-            self.feednet.advance(state, 0, window[0]),
-            self.method,
-            classes=self.classes,
-            epochs=sum(stage.epochs for stage in self.stages if window in stage.windows),
-            amp=self.feednet.amp,
-            sizes=sizes,
-            inputs=state,
-            trainings=self.trainings,
-            accumulate=self.loop.accumulate,
-            clip_norm=self.loop.clip_norm,
-            feed_batch=self.feednet.samples,
-        )
-
-    def _enter(self, window: Window, loader: Iterable[Any], kept: dict[str, Any] | None = None) -> Training:
-        """The window's training, made or taken up again; or made as a checkpoint kept it."""
-        training = self.trainings.get(window)
-        if training is None:
-            if self._example is None:
-                self._example = self._take_example(loader)
-            if self.method.platonic_init and kept is None:
-                initialise_window(self.feednet, window, self._look_ahead(loader, window[0]))
-            if not self.method.keep_heads:
-                self._drop_heads(window)
-            sizes = None if kept is None else kept["sizes"]
-            training = self.trainings[window] = self.make_training(window, self._example, sizes)
-        if self.distributed == "ddp" and training.parallel is None:
-            training.parallel = nn.parallel.DistributedDataParallel(training.subnet)
-        elif callable(self.distributed) and window not in self.loop.averagers:
-            for tensor in training.subnet.state_dict().values():
-                torch.distributed.broadcast(tensor, 0)
-            self.loop.averagers[window] = self.distributed(training.subnet)
-        return training
-
-    def _take_example(self, loader: Iterable[Any]) -> Any:
-        """A first input, from which sizes are known; the generators are put back."""
-        for state, target in self._look_ahead(loader, 0):
-            self.chain.check(state)
-            if not target.is_floating_point():
-                if target.dtype != torch.int64 and isinstance(self.method.loss, str):
-                    raise TypeError(f"labels: expected int64, got {target.dtype}")
-                low, high = int(target.min()), int(target.max())
-                if low < 0 or high >= self.classes:
-                    wrong = low if low < 0 else high
-                    raise ValueError(
-                        f"labels: expected 0 to {self.classes - 1}, as classes={self.classes}, got {wrong}"
-                    )
-            return state
-        raise ValueError("loader: expected at least one batch, got none")
-
-    def _look_ahead(self, loader: Iterable[Any], boundary: int) -> Iterator[Batch]:
-        """Batches at a boundary; afterwards the generators are where they were."""
-        generators = generators_of(loader)
-        before = rng_state(*generators)
-        try:
-            yield from self.feednet.stream(loader, boundary)
-        finally:
-            set_rng_state(before, *generators)
+    def _epochs_of(self, window: Window) -> int:
+        return sum(stage.epochs for stage in self.stages if window in stage.windows)
 
     def _is_over(self, window: Window) -> bool:
         return not any(window in later.windows for later in self.stages[self._stage + 1 :])
-
-    def _leave(self, window: Window, loader: Iterable[Any]) -> None:
-        """Freeze a window; if it does not come up again, give its best weights back, prune it, and forget its optimiser."""
-        training, over = self.trainings[window], self._is_over(window)
-        if over:
-            training.restore_best()
-            if self.method.pruning is not None and not (self.chain.has_output and window[1] == len(self.chain) - 1):
-                self._prune(training, loader)
-            training.end()
-        if self.distributed is not None:  # running statistics are each process's own, and averagers may have left steps
-            averaged = over and self.loop.averagers.pop(window, None) is not None
-            agree((training.subnet.state_dict() if averaged else dict(training.subnet.named_buffers())).values())
-        training.sleep()
-        if over:
-            self.stopped = self.method.stopping.ends_chain(t.best for t in self.trainings.values())
-
-    def _prune(self, training: Training, loader: Iterable[Any]) -> None:
-        """Remove filters of the window's last unit, then tune its head to the rest."""
-        pruning = self.method.pruning
-        assert pruning is not None
-        first, last = training.subnet.window
-        training.subnet.eval()
-        batches = (batch for _, batch in zip(range(pruning.batches), self._look_ahead(loader, first), strict=False))
-        with self.loop.autocast():
-            importance = filter_importance(training.subnet, self.chain[last], self.loop.loss, batches)
-        if self.distributed is not None:
-            torch.distributed.all_reduce(importance)  # of each process's batches; all keep the same filters
-        training.subnet.zero_grad(set_to_none=True)
-        keep = importance.topk(pruning.count(len(importance))).indices.sort().values
-        self._narrow(training, keep)
-        for unit in training.subnet.units:
-            unit.freeze()  # type: ignore[operator]
-        training.subnet.units.eval()
-        parameters = list(training.subnet.head.parameters())
-        if not parameters:
-            return
-        training.optimizer = self.method.optimizer.build(parameters, training.lr, training.weight_decay)
-        training.subnet.head.train()
-        if training.parallel is not None:  # which knows the parameters that have been replaced
-            training.parallel = nn.parallel.DistributedDataParallel(training.subnet)
-        for _ in range(pruning.epochs):
-            self.loop.train(self.feednet.stream(loader, first), [training])
-
-    def _narrow(self, training: Training, keep: Tensor) -> None:
-        unit = training.subnet.window[1]
-        state = self.feednet.advance(self._example, 0, unit)
-        following = [self.chain[unit + 1]] if unit + 1 < len(self.chain) else []
-        with self.loop.autocast():
-            prune_unit(self.chain[unit], [*following, training.subnet.head], state, keep)
-        for changed in (self.chain[unit], *following):
-            changed.renew()
-        for (first, last), other in self.trainings.items():  # those whose parameters have been replaced, and that go on
-            if other is not training and other.optimizer is not None and first <= unit + 1 and unit <= last:
-                other.renew(self.method)
-        self.pruned[unit] = keep.tolist()
-
-    def _drop_heads(self, window: Window) -> None:
-        """Forget heads that nothing needs while `window` trains."""
-        filtered = self.method.filter_of(window[0]) is not None
-        best = self.output_window if self.trainings and self.method.stopping.chain_patience is not None else None
-        for other, training in self.trainings.items():
-            over = training.optimizer is None
-            if over and other != best and not (filtered and other[1] == window[0] - 1):
-                training.drop_head()
 
     # ---- results ----
 
     @property
     def output_window(self) -> Window:
         """The window whose head predicts: the one that reaches highest, or the best if the method ends chains early."""
-        if not self.trainings:
-            raise RuntimeError("nothing has been trained yet; call fit")
-        if self.method.stopping.chain_patience is not None:
-            return max(self.trainings, key=lambda w: self.trainings[w].best)
-        return max(self.trainings, key=lambda w: w[1])
+        return self.windows.output
 
     def window_of(self, unit: int | None = None) -> Window:
         """The window whose head predicts from the output of `unit`; None means :attr:`output_window`."""
@@ -529,12 +385,12 @@ class LayerwiseTrainer:
                     pairs = itertools.zip_longest(there, value)
                     key, there, value = next((f"{key}[{i}]", a, b) for i, (a, b) in enumerate(pairs) if a != b)
                 raise CheckpointError(f"{self.checkpoint}: of another run: {key} {there!r}, here {value!r}")
-        self._example = self._take_example(loader)
+        self.windows.example = self.windows.take_example(loader)
         self.trainings.clear()
         for (first, last), kept in state["trainings"]:
-            training = self._enter((first, last), loader, kept)
+            training = self.windows.enter((first, last), self._epochs_of((first, last)), loader, kept)
             if last in state["pruned"]:
-                self._narrow(training, torch.tensor(state["pruned"][last], device=self.device))
+                self.windows.narrow(training, torch.tensor(state["pruned"][last], device=self.device))
         for (first, last), kept in state["trainings"]:
             training = self.trainings[first, last]
             try:

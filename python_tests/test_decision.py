@@ -33,7 +33,7 @@ def sized(head, model=None, window=(1, 1), example=None, **changes) -> tuple[dic
     """The sizes that a block is given in a window."""
     chain = lw.split(model or cnn(16))
     trainer = lw.LayerwiseTrainer(chain, dll(head, **changes), classes=CLASSES)
-    return trainer.make_training(window, images() if example is None else example).sizes, chain
+    return trainer.windows.make(window, images() if example is None else example, 1).sizes, chain
 
 
 def measured(chain, sizes, window) -> lw.WindowMemory:
