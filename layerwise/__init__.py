@@ -19,7 +19,7 @@ from layerwise.memory import MemoryUse, measure_memory, saved_bytes
 from layerwise.memory_report import MemoryReport, WindowMemory, backprop_memory, memory_report
 from layerwise.method import Method, OptimizerSpec, Stopping
 from layerwise.neighbours import k_filter, k_redundancy, k_redundant
-from layerwise.presets import backprop, dll, greedy, predsim, random_robin, segments, transfer
+from layerwise.presets import backprop, dll, greedy, predsim, preset, random_robin, segments, transfer
 from layerwise.probes import ProbeCallback, ProbeTable, probe
 from layerwise.pruning import Pruning, PruningError, filter_importance, prune_unit
 from layerwise.recompute import checkpointed
@@ -99,6 +99,7 @@ __all__ = [
     "measure_memory",
     "memory_report",
     "predsim",
+    "preset",
     "probe",
     "prune_unit",
     "random_robin",

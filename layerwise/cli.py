@@ -7,7 +7,7 @@ An error is one line on stderr and exit code 2; Ctrl-C is 130. An interrupted tr
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import layerwise as lw
-from layerwise import zoo
+from layerwise import presets, zoo
 from layerwise.compare import ENDS_TO_END
 from layerwise.data import Augmentation, Loaders, TensorLoader, make_loaders
 from layerwise.probes.plots import plot_by_layer
@@ -35,19 +35,6 @@ examples:
   python -m layerwise train --data cifar10.tar.xz --augment --model resnet18 --hierarchy 1,1,2,2 --method dll --budget 0.3 \\
       --checkpoint run.pt --resume
 """
-_METHODS: dict[str, Callable[[argparse.Namespace], lw.Method]] = {
-    "greedy1": lambda args: lw.greedy(1, epochs=args.epochs),
-    "greedy2": lambda args: lw.greedy(2, epochs=args.epochs),
-    "greedy3": lambda args: lw.greedy(3, epochs=args.epochs),
-    "dll": lambda args: lw.dll(budget=args.budget, epochs=args.epochs),
-    "segments": lambda args: lw.segments(args.size, args.overlap, epochs=args.epochs, budget=args.budget),
-    "random_robin": lambda args: lw.random_robin(args.epochs, 1),
-    "predsim": lambda args: lw.predsim(epochs=args.epochs, dropout=0.2 if args.dropout is None else args.dropout),
-    "transfer": lambda args: lw.transfer(epochs=args.epochs, budget=args.budget),
-    "backprop": lambda args: lw.backprop(epochs=args.epochs),
-}
-
-_WITH_BUDGET = ("dll", "segments", "transfer")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,14 +49,15 @@ def _make_parser() -> Parser:
     train = parsers.add_parser("train", help="train a network of the zoo", epilog=_TRAIN_EXAMPLES)
     _add_data(train)
     _add_model(train)
-    train.add_argument("--method", default="greedy2", choices=_METHODS, help="default: greedy2")
+    train.add_argument("--method", default="greedy2", choices=presets.PRESETS, help="default: greedy2")
     train.add_argument(
         "--budget",
         type=float,
-        help="of dll, segments and transfer: share of backpropagation's memory, such as 0.3 (default: none)",
+        help="of dll, segments, robins and transfer: share of backpropagation's memory, such as 0.3 (default: none)",
     )
-    train.add_argument("--size", type=int, default=2, help="segments: units that train together (default: 2)")
-    train.add_argument("--overlap", type=int, default=1, help="segments: units shared with the one before (default: 1)")
+    train.add_argument("--size", type=int, help="segments: units that train together (default: 2)")
+    train.add_argument("--overlap", type=int, help="segments: units shared with the one before (default: size - 1)")
+    train.add_argument("--code", action="store_true", help="greedy, predsim: as the papers' public code")
     train.add_argument("--lr", type=float, help="instead of the method's own")
     train.add_argument("--amp", choices=("bfloat16", "float16"), help="mixed precision")
     train.add_argument("--checkpoint", type=Path, metavar="FILE", help="written after every epoch")
@@ -88,7 +76,7 @@ def _make_parser() -> Parser:
     compare.add_argument("--budget", type=float, default=0.5, help="share of backpropagation's memory (default: 0.5)")
     compare.add_argument("--seeds", type=int, default=1)
     compare.add_argument("--plot", type=Path, metavar="FILE")
-    compare.set_defaults(run=_run_compare, size=2, overlap=1)
+    compare.set_defaults(run=_run_compare)
     probe = parsers.add_parser("probe", help="measure the representations of every unit")
     _add_data(probe)
     _add_model(probe)
@@ -170,9 +158,13 @@ def _layers(model: nn.Module) -> list[str]:
 
 
 def _method(name: str, args: argparse.Namespace) -> lw.Method:
-    if name not in _METHODS:
-        raise ValueError(f"unknown method {name!r}; there are {', '.join(_METHODS)}")
-    return _METHODS[name](args)
+    options: dict[str, Any] = {"epochs": args.epochs}
+    if presets.takes(name, "budget") or args.budget is not None:
+        options["budget"] = args.budget
+    if presets.takes(name, "dropout") and args.dropout is not None:  # otherwise the network's
+        options["dropout"] = args.dropout
+    given = {key: getattr(args, key) for key in ("size", "overlap", "code")}
+    return presets.preset(name, **options, **{key: value for key, value in given.items() if value not in (None, False)})
 
 
 def _run_train(args: argparse.Namespace) -> None:
@@ -181,11 +173,9 @@ def _run_train(args: argparse.Namespace) -> None:
             raise ValueError(f"{path}: there is no such folder")
     if args.resume and args.checkpoint is None:
         raise ValueError("--resume needs --checkpoint FILE")
-    if args.budget is not None and args.method not in _WITH_BUDGET:
-        raise ValueError(f"--budget: of {', '.join(_WITH_BUDGET)}, not of {args.method}")
+    method = _method(args.method, args)
     loaders = _load(args)
     model = _model(args, loaders)
-    method = _method(args.method, args)
     if args.lr is not None:
         method = replace(method, optimizer=replace(method.optimizer, lr=args.lr))
     trainer = lw.LayerwiseTrainer(
@@ -227,11 +217,11 @@ def _run_compare(args: argparse.Namespace) -> None:
         raise ValueError("--dropout: predsim drops between units, the others in the network; compare them without")
     if args.plot is not None:
         check_format(args.plot)
-    loaders = _load(args)
-    methods = [name if name in ENDS_TO_END else partial(_method_within, name, args) for name in args.methods.split(",")]
-    for name in args.methods.split(","):
+    methods = args.methods.split(",")
+    for name in methods:
         if name not in ENDS_TO_END:
-            _method(name, args)
+            presets.preset(name, epochs=args.epochs)
+    loaders = _load(args)
     result = lw.compare(
         partial(_model, args, loaders),
         (_whole(loaders.train), _whole(loaders.test)),
@@ -246,10 +236,6 @@ def _run_compare(args: argparse.Namespace) -> None:
     print(result)
     if args.plot is not None:
         result.plot(args.plot)
-
-
-def _method_within(name: str, args: argparse.Namespace, budget: int) -> lw.Method:
-    return _method(name, argparse.Namespace(**{**vars(args), "budget": budget}))
 
 
 def _whole(loader: TensorLoader) -> tuple[torch.Tensor, torch.Tensor]:

@@ -42,14 +42,6 @@ _COLUMNS = (
 Data = Dataset[Any] | tuple[Tensor, Tensor]
 MethodOf = Callable[[int], Method]
 
-_NAMED: dict[str, Callable[[int, int], Method]] = {
-    "dll": lambda epochs, budget: presets.dll(budget, epochs=epochs),
-    "greedy1": lambda epochs, budget: presets.greedy(1, epochs=epochs),
-    "greedy2": lambda epochs, budget: presets.greedy(2, epochs=epochs),
-    "greedy3": lambda epochs, budget: presets.greedy(3, epochs=epochs),
-    "predsim": lambda epochs, budget: presets.predsim(epochs=epochs),
-    "segments": lambda epochs, budget: presets.segments(2, epochs=epochs, budget=budget),
-}
 ENDS_TO_END = ("backprop", "checkpointing", "accumulation")
 
 
@@ -275,11 +267,11 @@ def _plan(method: str | Method | MethodOf, baseline: Method, epochs: int, limit:
         return _Plan(made.name, made)
     if method in ENDS_TO_END:
         return _Plan(method, baseline, fits=method != "backprop", recompute=method == "checkpointing")
-    if method in _NAMED:
-        return _Plan(method, _NAMED[method](epochs, limit))
-    raise ValueError(
-        f"methods: expected {', '.join((*ENDS_TO_END, *_NAMED))}, a Method or a function of the budget, got {method!r}"
-    )
+    if method in presets.PRESETS:
+        budget = {"budget": limit} if presets.takes(method, "budget") else {}
+        return _Plan(method, presets.preset(method, epochs=epochs, **budget))
+    names = dict.fromkeys((*ENDS_TO_END, *presets.PRESETS))
+    raise ValueError(f"methods: expected {', '.join(names)}, a Method or a function of the budget, got {method!r}")
 
 
 def _sized(method: Method, report: MemoryReport) -> Method:

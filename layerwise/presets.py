@@ -3,7 +3,9 @@ otherwise is in its ``code`` variant."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from layerwise import schedules
@@ -13,7 +15,18 @@ from layerwise.method import Method, OptimizerSpec
 from layerwise.regularisers import Regularisation
 from layerwise.schedules import Epochs, Stage, bottom_up
 
-__all__ = ["backprop", "dll", "greedy", "predsim", "random_robin", "segments", "transfer"]
+__all__ = [
+    "PRESETS",
+    "backprop",
+    "dll",
+    "greedy",
+    "predsim",
+    "preset",
+    "random_robin",
+    "segments",
+    "takes",
+    "transfer",
+]
 
 
 def greedy(k: int = 1, *, width: int | None = None, epochs: Epochs = 50, code: bool = False, **changes: Any) -> Method:
@@ -307,3 +320,57 @@ def backprop(
         optimizer=OptimizerSpec(optimizer, lr, weight_decay, options, milestones=(0.5, 0.75)),
     )
     return replace(method, **changes)
+
+
+def _robin(epochs: int, shuffle: bool, **options: Any) -> Method:
+    return random_robin(epochs, 1, shuffle=shuffle, **options)
+
+
+# By name: what makes them, and what it takes beside the number of epochs, per unit or of all together.
+PRESETS: dict[str, tuple[Callable[..., Method], tuple[str, ...]]] = {
+    "greedy1": (partial(greedy, 1), ("code",)),
+    "greedy2": (partial(greedy, 2), ("code",)),
+    "greedy3": (partial(greedy, 3), ("code",)),
+    "dll": (dll, ("budget",)),
+    "dll_first": (partial(dll, variant="first"), ()),
+    "segments": (segments, ("budget", "size", "overlap")),
+    "round_robin": (partial(_robin, shuffle=False), ("budget",)),
+    "random_robin": (partial(_robin, shuffle=True), ("budget",)),
+    "predsim": (predsim, ("dropout", "code")),
+    "transfer": (transfer, ("budget",)),
+    "transfer_mobilevit": (partial(transfer, "mobilevit"), ("budget",)),
+    "backprop": (backprop, ()),
+}
+
+
+def takes(name: str, option: str) -> bool:
+    """Whether :func:`preset` of this name takes an option."""
+    return name in PRESETS and option in PRESETS[name][1]
+
+
+def preset(name: str, *, epochs: int, **options: Any) -> Method:
+    """A method by its name, as on the command line.
+
+    Parameters
+    ----------
+    name : str
+        "greedy1" to "greedy3", "dll", "dll_first", "segments", "round_robin", "random_robin" (rounds of one epoch), "predsim",
+        "transfer", "transfer_mobilevit", "backprop".
+    epochs : int
+        Per unit; of "predsim" and "backprop", in all; of "transfer", of the first unit.
+    **options
+        ``budget`` of "dll", "segments", the robins and "transfer"; ``size`` and ``overlap`` of "segments"; ``dropout`` of
+        "predsim"; ``code`` of "greedy" and "predsim".
+
+    Raises
+    ------
+    ValueError
+        If there is no such name, or it does not take one of the options.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"unknown method {name!r}; there are {', '.join(PRESETS)}")
+    for option in options:
+        if not takes(name, option):
+            takers = [other for other in PRESETS if takes(other, option)]
+            raise ValueError(f"{option}: of {', '.join(takers) or 'no method'}, not of {name}")
+    return PRESETS[name][0](epochs=epochs, **options)

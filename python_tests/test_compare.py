@@ -181,7 +181,7 @@ def test_pairs_of_tensors_will_do():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"methods": ["sgd"]}, "expected backprop, checkpointing, accumulation, dll, .* got 'sgd'"),
+        ({"methods": ["sgd"]}, "expected backprop, checkpointing, accumulation, greedy1, .* got 'sgd'"),
         ({"budget": 2.0}, "expected bytes .* or a fraction above 0 and up to 1"),
         ({"budget": 0}, "expected bytes"),
         ({"batch_size": 1000}, "expected at least a batch of 1000 training samples, got 400"),

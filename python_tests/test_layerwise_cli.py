@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 import layerwise as lw
 from layerwise import zoo
 from layerwise.cli import main
+from layerwise.presets import PRESETS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -35,7 +36,7 @@ def test_train_prints_a_row_per_unit_and_writes_weights_and_history(tmp_path, ca
     assert model.load_state_dict(load_file(weights)).missing_keys == []
 
 
-@pytest.mark.parametrize("method", ["greedy1", "dll", "segments", "random_robin", "predsim", "transfer", "backprop"])
+@pytest.mark.parametrize("method", list(PRESETS))
 def test_every_method_runs(method, capsys):
     code, out, err = run(capsys, "train", *SMALL, "--method", method, "--lr", "0.001")
     assert code == 0, err
@@ -80,7 +81,12 @@ def test_an_interrupted_training_goes_on(tmp_path, capsys, monkeypatch):
         (["probe", "--weights", "none.safetensors"], "none.safetensors"),
         (["probe", "--measures", "beauty"], "beauty"),
         (["compare", "--methods", "magic"], "unknown method 'magic'"),
-        (["train", "--budget", "0.3"], "--budget: of dll, segments, transfer, not of greedy2"),
+        (
+            ["train", "--budget", "0.3"],
+            "budget: of dll, segments, round_robin, random_robin, transfer",
+        ),
+        (["train", "--size", "3"], "size: of segments, not of greedy2"),
+        (["train", "--method", "dll", "--code"], "code: of greedy1, greedy2, greedy3, predsim, not of dll"),
         (["train", "--limit", "-5"], "--limit: expected at least 1"),
         (["train", "--model", "vit", "--method", "predsim"], "--method predsim: expected a VGG"),
         (["train", "--model", "mlp", "--hierarchy", "1,2"], "--model mlp: "),
