@@ -19,6 +19,8 @@ Batch = tuple[State, Tensor]
 
 def to_device(value: Any, device: torch.device) -> Any:
     """Tensors of a batch on `device`; from pinned memory without waiting."""
+    if isinstance(value, Tensor):  # the usual case, and trees take as long as a small layer
+        return value.to(device, non_blocking=True)
     return tree_map(lambda x: x.to(device, non_blocking=True) if isinstance(x, Tensor) else x, value)
 
 
@@ -33,7 +35,7 @@ def read_batch(batch: Any, device: torch.device) -> Batch:
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         size = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
         raise TypeError(f"loader: expected pairs (input, labels), got {type(batch).__name__}{size}")
-    inputs, target = to_device(batch, device)
+    inputs, target = (to_device(part, device) for part in batch)
     if not isinstance(target, Tensor):
         raise TypeError(f"loader: expected labels in a tensor, got {type(target).__name__}")
     if target.dim() == 0 or len(target) == 0:

@@ -118,6 +118,8 @@ def make_local_loss(loss: str | Callable[[Tensor, Tensor], Tensor], **options: A
         return ScoresLoss(loss)
     if loss == "predsim":
         return PredSimLoss(**options)
+    if loss == "cross_entropy" and not options:
+        return ScoresLoss(F.cross_entropy)  # which takes half as long to call as the module
     if loss == "mse":
         return ScoresLoss(OneHotMSELoss(**options))
     if loss not in LOSSES:

@@ -85,6 +85,11 @@ class Regularisation:
         if self.input_decay < 0 or self.gradient_noise < 0:
             raise ValueError(f"input_decay and gradient_noise: expected numbers of at least 0, got {self}")
 
+    @property
+    def on_gradients(self) -> bool:
+        """Whether :meth:`on_output` does anything."""
+        return self.gradient_dropout > 0 or self.gradient_noise > 0
+
     def on_input(self, x: Tensor, epoch: int) -> Tensor:
         """What the unit sees of `x` in its `epoch`-th epoch, counted from 0."""
         p = min(self.input_dropout * self.input_decay**epoch, 1.0)

@@ -18,6 +18,9 @@ from layerwise.units import Chain, State, Unit, detach_state, main_tensor, repla
 __all__ = ["Place", "Subnet", "Training", "make_training"]
 
 
+_QUIET = Regularisation()
+
+
 class Subnet(nn.Module):
     """Units and the head on the last of them. Its forward returns the head's output and the state that goes on, detached."""
 
@@ -30,13 +33,15 @@ class Subnet(nn.Module):
         self.epoch = 0  # of the window, for what decays
 
     def forward(self, state: State) -> tuple[Any, State]:
-        if self.training and self.window[0] > 0:
-            state = replace_main(state, self.noise.on_input(main_tensor(state), self.epoch))
+        noise = self.noise if self.training else _QUIET
+        if noise.input_dropout > 0 and self.window[0] > 0:
+            state = replace_main(state, noise.on_input(main_tensor(state), self.epoch))
         for unit in self.units:
             state = unit(state)
-        out = main_tensor(state)
-        noisy = self.training and not isinstance(self.head, nn.Identity)
-        return self.head(self.noise.on_output(out) if noisy else out), detach_state(state)
+        out, head = main_tensor(state), self.head
+        if noise.on_gradients and not isinstance(head, nn.Identity):
+            out = noise.on_output(out)
+        return head(out), detach_state(state)
 
 
 class _NoHead(nn.Module):
