@@ -3,10 +3,10 @@
     python benchmarks/layerwise_budget.py --data-dir FOLDER                                  # MNIST, ViT of 8 blocks
     python benchmarks/layerwise_budget.py --data-dir FOLDER --network resnet50 --width 1 --epochs 100 --device cuda
 
-Backpropagation and `dll` with the same optimiser (AdamW, a rate that falls to 0 by a cosine), batches and epochs (dll: per unit),
-each at three learning rates, of which validation chooses; no augmentation, no noise between units. Both keep the best
-weights by validation. The budget holds everything: weights, gradients, the optimiser's state, activations, head, feednet, batch.
-Peaks are measured: on CUDA by the allocator, elsewhere by counting storages.
+Backpropagation and `dll`, or with `--size 2` its segments, with the same optimiser (AdamW, a rate that falls to 0 by a cosine),
+batches and epochs (dll: per window), each at three learning rates, of which validation chooses; no augmentation, no noise between
+units. Both keep the best weights by validation. The budget holds everything: weights, gradients, the optimiser's state,
+activations, head, feednet, batch. Peaks are measured: on CUDA by the allocator, elsewhere by counting storages.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from layerwise_runs import Case, Results, backpropagation, load_data, make_parser, run_case, summary
+from layerwise_runs import Case, Results, backpropagation, chosen, load_data, make_parser, run_case, summary
 
 import layerwise as lw
 from layerwise import zoo
@@ -30,15 +30,17 @@ def cases(args: Any) -> dict[str, list[Case]]:
     make = partial(zoo.make, args.network, width=args.width, **NETWORKS[args.network], **MNIST)
     units = len(lw.split(make()))
     best = lw.Stopping(restore_best=True)
-    found: dict[str, list[Case]] = {"backpropagation": [], "dll": []}
+    layerwise = "dll" if args.size == 1 else f"dll, segments of {args.size}"
+    found: dict[str, list[Case]] = {"backpropagation": [], layerwise: []}
     for rate in RATES:
         adamw = lw.OptimizerSpec("adamw", rate, 0.01, decay="cosine")
-        dll = lw.dll(
-            args.budget, epochs=args.epochs, optimizer=adamw, lr_factor=1.0, weight_decay_factor=1.0,
-            regularisation=lw.Regularisation(), stopping=best, max_channels=args.max_channels, keep_heads=True,
+        dll = lw.segments(
+            args.size, args.size - 1, budget=args.budget, epochs=args.epochs, optimizer=adamw, lr_factor=1.0,
+            weight_decay_factor=1.0, regularisation=lw.Regularisation(), stopping=best, max_channels=args.max_channels,
+            keep_heads=True,
         )  # fmt: skip
         whole = backpropagation(args.epochs, adamw, units, stopping=best)
-        for way, method in (("backpropagation", whole), ("dll", dll)):
+        for way, method in (("backpropagation", whole), (layerwise, dll)):
             found[way].append(Case(f"{args.network}, {way}, rate {rate:g}", make, method))
     return found
 
@@ -58,29 +60,35 @@ def main() -> None:
     parser.add_argument("--network", choices=NETWORKS, default="vit")
     parser.add_argument("--width", type=float, default=0.25, help="factor of all channels")
     parser.add_argument("--budget", type=float, default=0.3, help="share of backpropagation's memory")
+    parser.add_argument("--size", type=int, default=1, help="units that train together, one of which is new")
     parser.add_argument("--max-channels", type=int, help="most channels of a decision block")
     args = parser.parse_args()
     results = Results(args.out, "budget")
     settings = {key: getattr(args, key) for key in ("width", "epochs", "limit", "budget", "max_channels")}
     table, whole = [], None
-    for way, made in cases(args).items():
+    ways = cases(args)
+    wanted = chosen([case for made in ways.values() for case in made], args.only)
+    for way, every in ways.items():
+        made = [case for case in every if case in wanted]
+        if not made:
+            continue
         runs = [
             [run_case(results, case, s, load_data(args, "mnist", s), settings, peaks) for s in range(args.seeds)]
             for case in made
         ]
-        chosen = max(runs, key=lambda rows: sum(max(row["validation"]) for row in rows))
-        peak = max(row["measured"] for row in chosen)
+        best = max(runs, key=lambda rows: sum(max(row["validation"]) for row in rows))
+        peak = max(row["measured"] for row in best)
         whole = whole or peak
         table.append(
             {
                 "": way,
-                "rate": RATES[runs.index(chosen)],
-                "test %": summary([row["test"] for row in chosen]),
+                "rate": made[runs.index(best)].name.rpartition(" ")[2],
+                "test %": summary([row["test"] for row in best]),
                 "all rates %": " ".join(summary([row["test"] for row in rows]) for rows in runs),
                 "peak, MB": peak / 1e6,
                 "of backpropagation's": peak / whole,
-                "heads %": " ".join(f"{a:.2f}" for a in chosen[0]["heads"]),
-                "seconds": sum(row["seconds"] for row in chosen) / len(chosen),
+                "heads %": " ".join(f"{a:.2f}" for a in best[0]["heads"]),
+                "seconds": sum(row["seconds"] for row in best) / len(best),
             }
         )
     print(lw.format_table(table))
