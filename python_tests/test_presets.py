@@ -179,3 +179,44 @@ def test_end_to_end_training_is_a_loop_written_by_hand():
 def test_what_does_not_exist(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+# ---- by name ----
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "method"),
+    [
+        ("greedy3", {"code": True}, lambda: lw.greedy(3, epochs=7, code=True)),
+        ("dll", {"budget": 0.2}, lambda: lw.dll(0.2, epochs=7)),
+        ("dll_first", {}, lambda: lw.dll(variant="first", epochs=7)),
+        ("segments", {"size": 3, "overlap": 1}, lambda: lw.segments(3, 1, epochs=7)),
+        ("round_robin", {"budget": None}, lambda: lw.random_robin(7, 1, shuffle=False)),
+        ("random_robin", {}, lambda: lw.random_robin(7, 1)),
+        ("predsim", {"dropout": 0.1}, lambda: lw.predsim(epochs=7, dropout=0.1)),
+        ("transfer_mobilevit", {}, lambda: lw.transfer("mobilevit", epochs=7)),
+        ("backprop", {}, lambda: lw.backprop(epochs=7)),
+    ],
+)
+def test_a_name_is_its_preset(name, options, method):
+    named, direct = lw.preset(name, epochs=7, **options), method()
+    assert named.stages(UNITS) == direct.stages(UNITS)
+    assert replace(named, schedule=[]) == replace(direct, schedule=[])
+
+
+def test_every_name_makes_a_method():
+    for name in presets.PRESETS:
+        assert lw.preset(name, epochs=2).stages(UNITS)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("magic", {}, "unknown method 'magic'; there are greedy1, "),
+        ("predsim", {"budget": 0.3}, "budget: of dll, segments, round_robin, .* not of predsim"),
+        ("dll", {"colour": 1}, "colour: of no method, not of dll"),
+    ],
+)
+def test_names_and_options_that_there_are_not(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        lw.preset(name, epochs=1, **options)
