@@ -4,8 +4,7 @@
     python benchmarks/layerwise_budget.py --data-dir FOLDER --network resnet50 --width 1 --epochs 100 --device cuda
 
 Backpropagation and `dll`, or with `--size 2` its segments, with the same optimiser (AdamW, a rate that falls to 0 by a cosine),
-batches and epochs (dll: per window), each at three learning rates, of which validation chooses; no augmentation, no noise between
-units. Both keep the best weights by validation. The budget holds everything: weights, gradients, the optimiser's state,
+batches and epochs (dll: per window), each at three learning rates, of which validation chooses; no augmentation. Both keep the best weights by validation. The budget holds everything: weights, gradients, the optimiser's state,
 activations, head, feednet, batch. Peaks are measured: on CUDA by the allocator, elsewhere by counting storages.
 """
 
@@ -31,12 +30,15 @@ def cases(args: Any) -> dict[str, list[Case]]:
     units = len(lw.split(make()))
     best = lw.Stopping(restore_best=True)
     layerwise = "dll" if args.size == 1 else f"dll, segments of {args.size}"
+    if args.noise:
+        layerwise += f", noise {args.noise:g}"
+    noise = lw.Regularisation(args.noise, gradient_dropout=args.noise)
     found: dict[str, list[Case]] = {"backpropagation": [], layerwise: []}
     for rate in RATES:
         adamw = lw.OptimizerSpec("adamw", rate, 0.01, decay="cosine")
         dll = lw.segments(
             args.size, args.size - 1, budget=args.budget, epochs=args.epochs, optimizer=adamw, lr_factor=1.0,
-            weight_decay_factor=1.0, regularisation=lw.Regularisation(), stopping=best, max_channels=args.max_channels,
+            weight_decay_factor=1.0, regularisation=noise, stopping=best, max_channels=args.max_channels,
             keep_heads=True,
         )  # fmt: skip
         whole = backpropagation(args.epochs, adamw, units, stopping=best)
@@ -61,6 +63,7 @@ def main() -> None:
     parser.add_argument("--width", type=float, default=0.25, help="factor of all channels")
     parser.add_argument("--budget", type=float, default=0.3, help="share of backpropagation's memory")
     parser.add_argument("--size", type=int, default=1, help="units that train together, one of which is new")
+    parser.add_argument("--noise", type=float, default=0.0, help="dropout between windows and of heads' gradients")
     parser.add_argument("--max-channels", type=int, help="most channels of a decision block")
     args = parser.parse_args()
     results = Results(args.out, "budget")
