@@ -4,8 +4,9 @@
     python benchmarks/layerwise_budget.py --data-dir FOLDER --network resnet50 --width 1 --epochs 100 --device cuda
 
 Backpropagation and `dll`, or with `--size 2` its segments, with the same optimiser (AdamW, a rate that falls to 0 by a cosine),
-batches and epochs (dll: per window), each at three learning rates, of which validation chooses; no augmentation. Both keep the best weights by validation. The budget holds everything: weights, gradients, the optimiser's state,
-activations, head, feednet, batch. Peaks are measured: on CUDA by the allocator, elsewhere by counting storages.
+batches and epochs (dll: per window), each at three learning rates, of which validation chooses; no augmentation. Both keep the
+best weights by validation. The budget holds everything: weights, gradients, the optimiser's state, activations, head, feednet,
+batch. Peaks are measured: on CUDA by the allocator, elsewhere by counting storages.
 """
 
 from __future__ import annotations
