@@ -4,9 +4,9 @@
     python benchmarks/layerwise_budget.py --data-dir FOLDER --network resnet50 --width 1 --epochs 100 --device cuda
 
 Backpropagation and `dll`, or with `--size 2` its segments, with the same optimiser (AdamW, a rate that falls to 0 by a cosine),
-batches and epochs (dll: per window), each at three learning rates, of which validation chooses; no augmentation. Both keep the
-best weights by validation. The budget holds everything: weights, gradients, the optimiser's state, activations, head, feednet,
-batch. Peaks are measured: on CUDA by the allocator, elsewhere by counting storages.
+batches and epochs (dll: per window), each at three learning rates, of which validation chooses; `--augment` shifts the images of
+both. Both keep the best weights by validation. The budget holds everything: weights, gradients, the optimiser's state,
+activations, head, feednet, batch. Peaks are measured: on CUDA by the allocator, elsewhere by counting storages.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from layerwise_runs import Case, Results, backpropagation, chosen, load_data, ma
 
 import layerwise as lw
 from layerwise import zoo
-from layerwise.data import Loaders
+from layerwise.data import Augmentation, Loaders
 
 MNIST: dict[str, Any] = {"in_channels": 1, "image_size": 28}
 NETWORKS: dict[str, dict[str, Any]] = {"vit": {"depth": 8, "patch": 7}, "resnet50": {}}
@@ -44,7 +44,9 @@ def cases(args: Any) -> dict[str, list[Case]]:
         )  # fmt: skip
         whole = backpropagation(args.epochs, adamw, units, stopping=best)
         for way, method in (("backpropagation", whole), (layerwise, dll)):
-            found[way].append(Case(f"{args.network}, {way}, rate {rate:g}", make, method))
+            found[way].append(
+                Case(f"{args.network}, {'shifted, ' if args.augment else ''}{way}, rate {rate:g}", make, method)
+            )
     return found
 
 
@@ -65,10 +67,12 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=0.3, help="share of backpropagation's memory")
     parser.add_argument("--size", type=int, default=1, help="units that train together, one of which is new")
     parser.add_argument("--noise", type=float, default=0.0, help="dropout between windows and of heads' gradients")
+    parser.add_argument("--augment", action="store_true", help="shift images by up to 2 pixels")
     parser.add_argument("--max-channels", type=int, help="most channels of a decision block")
     args = parser.parse_args()
     results = Results(args.out, "budget")
     settings = {key: getattr(args, key) for key in ("width", "epochs", "limit", "budget", "max_channels")}
+    options = {"augmentation": Augmentation(crop=2)} if args.augment else {}
     table, whole = [], None
     ways = cases(args)
     wanted = chosen([case for made in ways.values() for case in made], args.only)
@@ -77,7 +81,10 @@ def main() -> None:
         if not made:
             continue
         runs = [
-            [run_case(results, case, s, load_data(args, "mnist", s), settings, peaks) for s in range(args.seeds)]
+            [
+                run_case(results, case, s, load_data(args, "mnist", s, **options), settings, peaks)
+                for s in range(args.seeds)
+            ]
             for case in made
         ]
         best = max(runs, key=lambda rows: sum(max(row["validation"]) for row in rows))
