@@ -66,8 +66,8 @@ class Regularisation:
         that ends with the model's own output has no head, and no noise on its gradient.
     rescale_gradient : bool
         Whether the rest of that gradient is divided by 1 - p. The thesis does not say; with SGD, to divide was better in nine
-        of nine pairs of runs (docs/results.md). With Adam, whose steps do not depend
-        on the gradient's scale, the two are nearly the same; with SGD, not to divide is a smaller step for the unit.
+        of nine pairs of runs (docs/results.md). With Adam, whose steps do not depend on the gradient's scale, the two are
+        nearly the same.
     gradient_noise : float
         Gaussian noise on the same gradient, in units of its root mean square.
     """
