@@ -1,11 +1,12 @@
 """Deep layer-wise learning within a share of backpropagation's memory, on a vision transformer or a residual network.
 
-    python benchmarks/layerwise_budget.py --data-dir FOLDER                                  # MNIST, ViT of 8 blocks
+    python benchmarks/layerwise_budget.py --data-dir FOLDER --keep-heads                     # MNIST, ViT of 8 blocks
     python benchmarks/layerwise_budget.py --data-dir FOLDER --network resnet50 --width 1 --epochs 100 --device cuda
 
 Backpropagation and `dll`, or with `--size 2` its segments, with the same optimiser (AdamW, a rate that falls to 0 by a cosine),
 batches and epochs (dll: per window), each at three learning rates, of which validation chooses; `--augment` shifts the images of
-both. Both keep the best weights by validation. The budget holds everything: weights, gradients, the optimiser's state,
+both. Both keep the best weights by validation. A window's head is thrown away when the next one begins, or else, with
+`--keep-heads`, counts to the end. The budget holds everything: weights, gradients, the optimiser's state,
 activations, head, feednet, batch. Peaks are measured: on CUDA by the allocator, elsewhere by counting storages.
 """
 
@@ -40,7 +41,7 @@ def cases(args: Any) -> dict[str, list[Case]]:
         dll = lw.segments(
             args.size, args.size - 1, budget=args.budget, epochs=args.epochs, optimizer=adamw, lr_factor=1.0,
             weight_decay_factor=1.0, regularisation=noise, stopping=best, max_channels=args.max_channels,
-            keep_heads=True,
+            keep_heads=args.keep_heads,
         )  # fmt: skip
         whole = backpropagation(args.epochs, adamw, units, stopping=best)
         for way, method in (("backpropagation", whole), (layerwise, dll)):
@@ -68,6 +69,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=1, help="units that train together, one of which is new")
     parser.add_argument("--noise", type=float, default=0.0, help="dropout between windows and of heads' gradients")
     parser.add_argument("--augment", action="store_true", help="shift images by up to 2 pixels")
+    parser.add_argument("--keep-heads", action="store_true", help="of all windows, within the budget")
     parser.add_argument("--max-channels", type=int, help="most channels of a decision block")
     args = parser.parse_args()
     results = Results(args.out, "budget")

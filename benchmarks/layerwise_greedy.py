@@ -6,6 +6,8 @@
 The paper's settings but for `--width` (a factor of all channels, the heads' included) and `--epochs` per layer, whose learning
 rate drops after 30, 60 and 90 % of them (after 15, 30 and 45 of 50). Cases "simcnn1" to "simcnn3" have heads of k - 1 hidden
 layers; "backpropagation1" and "backpropagation3" train the same networks end to end for as many epochs as one layer gets.
+The paper's network of "simcnn1" is not that of the other two: it has a fifth layer, a second downsampling and twice the channels
+throughout, four times at its end. "narrow1" trains the other two's network with the head of k = 1, for heads alone to differ.
 "prune" removes half of each layer's filters once it is trained; "narrow" is the network that is left, trained end to end.
 """
 
@@ -42,6 +44,11 @@ def cases(width: float, epochs: int) -> list[Case]:
         made.append(Case(network, make, replace(method, optimizer=sgd)))
         if k != 2:
             made.append(Case(f"backpropagation{k}", make, backpropagation(epochs, sgd, layers)))
+
+    def make_narrow1() -> nn.Module:
+        return zoo.SimCNN(layers=4, channels=128, downsample=(2,), width=width)
+
+    made.append(Case("narrow1", make_narrow1, replace(lw.greedy(1, epochs=epochs), optimizer=sgd)))
 
     def make_simcnn(layers: int, channels: int, hidden: int) -> nn.Module:
         head = lw.ConvHead(k=3, width=size(hidden))

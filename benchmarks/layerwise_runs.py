@@ -126,11 +126,11 @@ def run_case(
     start = time.perf_counter()
     trainer.fit(loaders.train, loaders.validation, resume=True)
     seconds = time.perf_counter() - start
-    heads = {window[1]: 100 * trainer.evaluate(loaders.test, window[1]) for window in sorted(trainer.trainings)}
+    heads = [100 * trainer.evaluate(loaders.test, unit) for unit in trainer.heads]
     row = {
         "settings": settings,
         "test": 100 * trainer.evaluate(loaders.test),
-        "heads": list(heads.values()),
+        "heads": heads,
         "validation": [100 * (t.best or 0) for _, t in sorted(trainer.trainings.items())],
         "ensemble": 100 * lw.accuracy(lw.make_ensemble(trainer), loaders.test, trainer.device),
         "parameters": sum(p.numel() for p in model.parameters()),

@@ -22,7 +22,7 @@ from layerwise.history import format_table
 from layerwise.local_losses import make_local_loss
 from layerwise.loop import Loop
 from layerwise.memory import MemoryUse, Meter, open_meter, tensor_bytes
-from layerwise.method import Method, Stopping
+from layerwise.method import Method
 from layerwise.regularisers import Regularisation
 from layerwise.schedules import Stage, Window, check_schedule
 from layerwise.subnet import Training
@@ -199,7 +199,7 @@ def memory_report(
     size = batch_size or main_tensor(example).shape[0]
     schedule = _reduced(method.stages(len(chain)) if window is None else [Stage((window,), 1)])
     check_schedule(schedule, len(chain))
-    plain = replace(method, schedule=schedule, filtering=None, pruning=None, platonic_init=False, stopping=Stopping())
+    plain = replace(method, schedule=schedule, filtering=None, pruning=None, platonic_init=False)
     rows: list[WindowMemory] = []
     trained = {i for stage in schedule for first, last in stage.windows for i in range(first, last + 1)}
     with borrowed(chain, [chain[i] for i in trained] if measure else None) as mode:
@@ -216,7 +216,7 @@ def memory_report(
         for unit in chain:
             unit.freeze()
         for number in range(len(schedule)):
-            rows += _run_stage(windows, schedule[number:], target, caches, method.stopping.restore_best)
+            rows += _run_stage(windows, schedule[number:], target, caches)
     return MemoryReport(tuple(rows), size, measure)
 
 
@@ -297,9 +297,7 @@ def _reduced(stages: Sequence[Stage]) -> list[Stage]:
     return [replace(stages[i], epochs=1, feed="frozen") for i in kept]
 
 
-def _run_stage(
-    windows: Windows, stages: Sequence[Stage], target: Tensor, caches: int, keep_best: bool
-) -> list[WindowMemory]:
+def _run_stage(windows: Windows, stages: Sequence[Stage], target: Tensor, caches: int) -> list[WindowMemory]:
     """Train the windows of the first of what stages are left for a few batches, the first of which make the optimisers' state,
     and count the others."""
     loop, chain, stage = windows.loop, windows.chain, stages[0]
@@ -330,6 +328,7 @@ def _run_stage(
         states = [t for training in trainings for t in _state_of(training)]
         made += tensor_bytes([*known, *states])  # by the first batches, to stay
         peak = max(marks.peak, meter.mark()) - made
+    keep_best = windows.method.stopping.restore_best
     best = [tensor_bytes(tensors_of([training.subnet])) if keep_best else 0 for training in trainings]
     total = tensor_bytes([*resident, *states]) + peak + sum(best) + caches
     rows = []
@@ -357,7 +356,7 @@ def _run_stage(
             )
         )
         training.epoch += 1
-        training.note(1.0, keep_best)
+        training.note(len(windows.trainings), keep_best)  # as if every window brought a gain
     for window in stage.windows:
         windows.leave(window, (), over=times[window] == 1)
     return rows

@@ -125,6 +125,17 @@ def test_heads_that_were_trained_before_count():
     assert trainer.trainings[1, 1].sizes["channels"] < trainer.trainings[0, 0].sizes["channels"]
 
 
+def test_weights_to_go_back_to_count():
+    method = dll(lw.DecisionBlock(0.95, convs=1), 2, stopping=lw.Stopping(restore_best=True))
+    chain = lw.split(cnn(16))
+    whole = lw.backprop_memory(chain, method, images(), CLASSES).total
+    trainer = lw.LayerwiseTrainer(cnn(16), method, classes=CLASSES)
+    trainer.fit(loader(128, 64), loader(64, 64))
+    report = lw.memory_report(chain, method, images(), CLASSES)
+    assert 0.93 * whole <= report.total <= 0.95 * whole
+    assert [row.sizes for row in report.rows] == [trainer.trainings[i, i].sizes for i in (0, 1)]
+
+
 def test_the_smallest_need_is_named_and_can_be_reached():
     message = (
         r"unit 1 \(3\): the budget is 20 % of full backpropagation's memory \(0\.\d+ MB\), and no decision block needs"
