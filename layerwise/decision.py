@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from layerwise.borrowing import borrowed
-from layerwise.heads import LinearHead, Pool2d, TokenHead, pooled
+from layerwise.grids import FORMS, Pool, batch_norm, convolution, is_grid, pooled
+from layerwise.heads import LinearHead, TokenHead
 from layerwise.memory_report import Replay, backprop_memory, memory_report, stays
 from layerwise.subnet import Place
 
@@ -170,19 +171,20 @@ def _width(example: Tensor) -> int:
 
 def _most_convs(example: Tensor) -> int:
     """Convolutions until the image is a single cell; of anything else, as many as are wanted."""
-    return math.ceil(math.log2(max(example.shape[2:]))) if example.dim() == 4 else 1_000
+    return math.ceil(math.log2(max(example.shape[2:]))) if is_grid(example) else 1_000
 
 
 def _build(convs: int, channels: int, pool: int, example: Tensor, classes: int) -> nn.Module:
     layers: list[nn.Module] = []
-    if example.dim() == 4:
+    if is_grid(example):
         if convs == 0:
             return LinearHead(pool=pool).build(example, classes)
-        _, width, h, w = example.shape
+        width, sides = example.shape[1], list(example.shape[2:])
         for _ in range(convs):
-            layers += [nn.Conv2d(width, channels, 3, 2, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
-            width, h, w = channels, math.ceil(h / 2), math.ceil(w / 2)
-        return nn.Sequential(*layers, Pool2d(pool), nn.Flatten(), nn.Linear(width * pooled(h, w, pool), classes))
+            layer, sides = convolution(width, channels, sides, stride=2)
+            layers += [layer, batch_norm(channels, sides), nn.ReLU(inplace=True)]
+            width = channels
+        return nn.Sequential(*layers, Pool(pool), nn.Flatten(), nn.Linear(width * pooled(sides, pool), classes))
     widths = [max(classes, channels // 2**i) for i in range(convs)]
     if example.dim() == 3:
         width = example.shape[2]
@@ -192,9 +194,7 @@ def _build(convs: int, channels: int, pool: int, example: Tensor, classes: int) 
             width = narrow
         return nn.Sequential(*layers, TokenHead().build(example.new_empty(0, 1, width), classes))
     if example.dim() != 2:
-        raise ValueError(
-            f"DecisionBlock: expected features (B, C), tokens (B, T, C) or images (B, C, H, W), got {tuple(example.shape)}"
-        )
+        raise ValueError(f"DecisionBlock: expected {FORMS}, got {tuple(example.shape)}")
     width = example.shape[1]
     for narrow in widths:
         layers += [nn.Linear(width, narrow, bias=False), nn.BatchNorm1d(narrow), nn.ReLU(inplace=True)]
@@ -260,7 +260,7 @@ class _Search:
         """The block, or BudgetError."""
         spec, place = self.spec, self.place
         least = spec.min_channels or place.classes
-        limits = [spec.max_channels, None if place.output.dim() == 4 else _width(place.output)]
+        limits = [spec.max_channels, None if is_grid(place.output) else _width(place.output)]
         most = min((max(least, limit) for limit in limits if limit is not None), default=None)
         highest = min(spec.max_convs, _most_convs(place.output))
         fill = self.limit - _TOLERANCE * (self.whole or self.limit)

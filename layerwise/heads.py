@@ -1,7 +1,8 @@
 """Step 4 of *train*: heads, the auxiliary networks that turn a unit's output into class scores.
 
 A head is described by a frozen specification, which knows no sizes, and built for the output that its unit turns out to
-have: images (B, C, H, W), tokens (B, T, C) or features (B, C).
+have: images (B, C, H, W), volumes (B, C, D, H, W), tokens (B, T, C) or features (B, C). The trainer gives a sequence
+(B, C, L), which a one-dimensional convolution made, to these heads as a row, an image (B, C, 1, L).
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+
+from layerwise.grids import FORMS, Pool, average, average_cells, batch_norm, convolution, is_grid, pooled
 
 __all__ = [
     "ConvHead",
@@ -86,30 +89,9 @@ def build_head(spec: HeadSpec, example: Tensor, classes: int) -> nn.Module:
     return head.to(example.device) if elsewhere else head
 
 
-class Pool2d(nn.Module):
-    """Mean over a grid of at most `size` x `size` cells; what is smaller already stays."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.size = size
-
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.adaptive_avg_pool2d(x, (min(self.size, x.shape[2]), min(self.size, x.shape[3])))
-
-    def extra_repr(self) -> str:
-        return str(self.size)
-
-
-def pooled(height: int, width: int, size: int) -> int:
-    """Cells of :class:`Pool2d`'s grid."""
-    return min(size, height) * min(size, width)
-
-
 def _features(example: Tensor, kind: str) -> int:
     if example.dim() != 2:
-        raise ValueError(
-            f"{kind}: expected features (B, C), tokens (B, T, C) or images (B, C, H, W), got {tuple(example.shape)}"
-        )
+        raise ValueError(f"{kind}: expected {FORMS}, got {tuple(example.shape)}")
     return example.shape[1]
 
 
@@ -135,10 +117,9 @@ class LinearHead:
         if example.dim() == 3:
             return TokenHead().build(example, classes)
         layers: list[nn.Module] = []
-        if example.dim() == 4:
-            _, c, h, w = example.shape
-            layers += [Pool2d(self.pool), nn.Flatten()]
-            features = c * pooled(h, w, self.pool)
+        if is_grid(example):
+            layers += [Pool(self.pool), nn.Flatten()]
+            features = example.shape[1] * pooled(example.shape[2:], self.pool)
         else:
             features = _features(example, "LinearHead")
         if self.batch_norm:
@@ -192,23 +173,23 @@ class ConvHead:
         if example.dim() == 3:
             return TokenHead(hidden=self.k - 1, width=self.width).build(example, classes)
         layers: list[nn.Module] = []
-        if example.dim() == 4:
-            _, c, h, w = example.shape
+        if is_grid(example):
+            c, sides = example.shape[1], list(example.shape[2:])
             width = self.width or c
             if self.downsample > 1:
-                h, w = math.ceil(h / self.downsample), math.ceil(w / self.downsample)
-                layers.append(nn.AdaptiveAvgPool2d((h, w)))
+                sides = [math.ceil(side / self.downsample) for side in sides]
+                layers.append(average(sides))
             for i in range(self.k - 1):
-                layers.append(nn.Conv2d(width if i else c, width, 3, padding=int(self.padding), bias=not normed))
-                layers += [nn.BatchNorm2d(width)] if normed else []
+                layer, sides = convolution(width if i else c, width, sides, padding=self.padding, bias=not normed)
+                layers.append(layer)
+                layers += [batch_norm(width, sides)] if normed else []
                 layers.append(nn.ReLU())
-                h, w = (h, w) if self.padding else (h - 2, w - 2)
-            if min(h, w) < 1:
+            if min(sides) < 1:
                 raise ValueError(
                     f"ConvHead: {self.k - 1} unpadded convolutions do not fit an image of {tuple(example.shape[2:])}"
                 )
-            layers += [Pool2d(self.pool), nn.Flatten()]
-            features = (width if self.k > 1 else c) * pooled(h, w, self.pool)
+            layers += [Pool(self.pool), nn.Flatten()]
+            features = (width if self.k > 1 else c) * pooled(sides, self.pool)
         else:
             features = _features(example, "ConvHead")
             width = self.width or features
@@ -283,13 +264,17 @@ class _PredSim(nn.Module):
         return HeadOutput(self.classifier(self.pool(x).flatten(1)), self.similarity(x))
 
 
+def _whole(side: int, cell: int) -> int:
+    return math.ceil(side / cell)
+
+
 @dataclass(frozen=True)
 class PredSimHead:
     """Two branches: class scores, and features for similarity matching (Nokland and Eidnes; "predsim" of Ma et al.).
 
     Of images: a 3 x 3 convolution that keeps the channels gives the similarity branch; the scores come from a linear
-    layer, 0 at first, on averages over cells that double in height and width by turns until they are few enough. Of features: a
-    square linear layer and a linear layer. Neither similarity branch has a bias.
+    layer, 0 at first, on averages over cells that double in height and width by turns (in volumes: and depth) until they are few
+    enough. Of features: a square linear layer and a linear layer. Neither similarity branch has a bias.
 
     Attributes
     ----------
@@ -300,19 +285,19 @@ class PredSimHead:
     max_features: int = 4096
 
     def build(self, example: Tensor, classes: int) -> nn.Module:
-        if example.dim() == 4:
-            _, c, h, w = example.shape
+        if is_grid(example):
+            c, sides = example.shape[1], list(example.shape[2:])
             if c > self.max_features:
                 raise ValueError(f"PredSimHead: {c} channels exceed max_features={self.max_features}")
-            down = [1, 1]
+            cell = [1] * len(sides)
+            longer = [axis for axis, side in enumerate(sides) if side > 1]
             turn = 0
-            while c * math.ceil(h / down[0]) * math.ceil(w / down[1]) > self.max_features:
-                down[turn] *= 2
-                turn = 1 - turn
-            cells = math.ceil(h / down[0]), math.ceil(w / down[1])
-            pool: nn.Module = nn.Identity() if down == [1, 1] else nn.AvgPool2d((down[0], down[1]), ceil_mode=True)
-            similarity: nn.Module = nn.Conv2d(c, c, 3, padding=1, bias=False)
-            return _PredSim(similarity, pool, _linear(c * cells[0] * cells[1], classes, True))
+            while c * math.prod(map(_whole, sides, cell)) > self.max_features:
+                cell[longer[turn % len(longer)]] *= 2
+                turn += 1
+            pool: nn.Module = nn.Identity() if turn == 0 else average_cells(list(map(min, sides, cell)))
+            similarity: nn.Module = convolution(c, c, sides)[0]
+            return _PredSim(similarity, pool, _linear(c * math.prod(map(_whole, sides, cell)), classes, True))
         if example.dim() == 3:
             features = example.shape[2]
             similarity = nn.Linear(features, features, bias=False)

@@ -38,10 +38,10 @@ class ScoresLoss(nn.Module):
 def similarity_matrix(features: Tensor) -> Tensor:
     """Cosines between the samples of a batch, each sample centred: (B, B), from -1 to 1.
 
-    Of images (B, C, H, W) with more than three channels and more than one row, a channel's standard deviation over the image
-    stands for it; everything else is flattened.
+    Of images (B, C, H, W) and volumes with more than three channels and more than one position, a channel's standard deviation
+    over the image stands for it; everything else is flattened.
     """
-    if features.dim() == 4 and features.shape[1] > 3 and features.shape[2] > 1:
+    if features.dim() > 3 and features.shape[1] > 3 and features.shape[2:].numel() > 1:
         features = features.flatten(2).std(2)
     else:
         features = features.flatten(1)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from layerwise.layouts import is_sequence
 from layerwise.units import State, Unit, main_tensor
 
 __all__ = ["Pruning", "PruningError", "filter_importance", "prune_unit"]
@@ -89,7 +90,7 @@ def filter_importance(
                 if activation.dim() > 2
                 else (activation.detach() * activation.grad)[..., None]
             )
-            if activation.dim() == 3:  # tokens: channels last
+            if activation.dim() == 3 and not is_sequence(unit.modules(), activation):  # tokens: channels last
                 product = product.transpose(1, 2)
             importance = product.mean(2).abs().sum(0)
             total = importance if total is None else total + importance

@@ -96,8 +96,8 @@ class Regularisation:
         p = min(self.input_dropout * self.input_decay**epoch, 1.0)
         if p <= 0 or not x.is_floating_point():
             return x
-        if self.channelwise and x.dim() == 4:
-            return F.dropout2d(x, p)
+        if self.channelwise and x.dim() in (4, 5):
+            return (F.dropout2d if x.dim() == 4 else F.dropout3d)(x, p)
         return torch.native_dropout(x, p, True)[
             0
         ]  # as F.dropout, whose mask on the CPU is not boolean but as large as x

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layerwise.heads import Pool2d, pooled
+from layerwise.grids import FORMS, Pool, is_grid, pooled
 from platonic.solvers import solve_moments
 
 __all__ = ["RidgeHead"]
@@ -26,7 +26,7 @@ class _Ridge(nn.Module):
         super().__init__()
         self.spec = spec
         self.classes = classes
-        self.pool = Pool2d(spec.pool)
+        self.pool = Pool(spec.pool)
         self.register_buffer("weight", torch.zeros(classes, features))
         self.register_buffer("bias", torch.zeros(classes))
         size = features + classes + 1
@@ -35,7 +35,7 @@ class _Ridge(nn.Module):
         self._seen: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() == 4:
+        if is_grid(x):
             x = self.pool(x).flatten(1)
         elif x.dim() == 3:
             x = x.mean(1)
@@ -109,11 +109,10 @@ class RidgeHead:
             raise ValueError(f"RidgeHead: expected l2 > 0, every >= 1 and memory > 1, got {self}")
 
     def build(self, example: Tensor, classes: int) -> nn.Module:
-        if example.dim() == 4:
-            _, c, h, w = example.shape
-            features = c * pooled(h, w, self.pool)
+        if is_grid(example):
+            features = example.shape[1] * pooled(example.shape[2:], self.pool)
         elif example.dim() in (2, 3):
             features = example.shape[-1]
         else:
-            raise ValueError(f"RidgeHead: expected features, tokens or images, got {tuple(example.shape)}")
+            raise ValueError(f"RidgeHead: expected {FORMS}, got {tuple(example.shape)}")
         return _Ridge(features, classes, self)

@@ -66,7 +66,8 @@ def split(
     ------
     SplitError
         If the model cannot be traced, with the line where that failed; if a name is not among its modules or is never
-        called; if a trainable parameter is in no unit; if a lazy module has not seen its first batch.
+        called; if a trainable parameter is in no unit; if a lazy module has not seen its first batch; if the model is the
+        wrapper that ``torch.compile``, DataParallel or DistributedDataParallel put around it.
     ValueError
         If the chain would have fewer units than asked for, if two units would share a parameter, or a unit would have
         none.
@@ -81,6 +82,7 @@ def split(
     """
     if isinstance(spec, bool):
         raise TypeError("spec: expected 'auto', a pattern, names, a number or units, got a bool")
+    _check_unwrapped(model)
     _check_initialised(model)
     if isinstance(spec, int):
         chain = cut_model(model, _blocks(model, spec, example, balance_by, within))
@@ -91,6 +93,13 @@ def split(
     if example is not None:
         chain.check(example)
     return chain
+
+
+def _check_unwrapped(model: nn.Module) -> None:
+    parallel = isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
+    inner = "module" if parallel else "_orig_mod" if hasattr(model, "_orig_mod") else None
+    if inner is not None:
+        raise SplitError(f"model: a {type(model).__name__} cannot be cut; give the network in it, model.{inner}")
 
 
 def _check_initialised(model: nn.Module) -> None:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.heads import SizedHeadSpec, build_head
+from layerwise.layouts import as_row, is_sequence
 from layerwise.method import Method
 from layerwise.regularisers import Regularisation
 from layerwise.schedules import Window
-from layerwise.units import Chain, State, Unit, detach_state, main_tensor, replace_main
+from layerwise.units import Chain, State, detach_state, main_tensor, replace_main
 
 __all__ = ["Place", "Subnet", "Training", "make_training"]
 
@@ -265,12 +266,15 @@ def make_training(
     del state
     is_output = chain.has_output and window[1] == len(chain) - 1
     spec = method.head_of(window[1], is_output)
+    in_rows = type(spec).__module__.startswith("layerwise.") and is_sequence(units[-1].modules(), out)
+    if in_rows:
+        out = as_row(out)
     if isinstance(spec, SizedHeadSpec):
         spec = spec.size_for(Place(chain, window, method, classes, output=out, amp=amp, **place), sizes)
         sizes = spec.sizes  # type: ignore[attr-defined]
-    if out.dim() == 3 and type(spec).__module__.startswith("layerwise."):
-        _check_tokens(units[-1], out)
     head = build_head(spec, out, classes)
+    if in_rows:
+        head.register_forward_pre_hook(_enter_row)
     if out.dtype in (torch.float64, torch.float16, torch.bfloat16):  # as the model is
         for tensor in (*head.parameters(), *head.buffers()):
             if tensor.dtype == torch.float32:
@@ -296,11 +300,5 @@ def make_training(
     return training
 
 
-def _check_tokens(unit: Unit, out: Tensor) -> None:
-    """Heads take (B, T, C) for tokens; what one-dimensional convolutions give is (B, C, L)."""
-    convolutions = [m for part in unit.parts for m in part.modules() if isinstance(m, (nn.Conv1d, nn.ConvTranspose1d))]
-    if convolutions and convolutions[-1].out_channels == out.shape[1] != out.shape[2]:
-        raise ValueError(
-            f"unit {unit.name!r} gives (channels, positions), {tuple(out.shape)[1:]}, for a sample, which heads would take for "
-            "(tokens, features); let a module that swaps or averages them be the unit's last part, or give a head of your own"
-        )
+def _enter_row(_head: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    return (as_row(*inputs),)

@@ -58,7 +58,8 @@ class _Tracer(fx.Tracer):
     """Goes into every module but the leaves, and remembers which one it was in when it failed.
 
     Optional arguments of the model's forward have their defaults, and are no inputs of the trace. Tensors that the forward
-    makes of nothing, random ones among them, are made anew at every call.
+    makes of nothing, random ones among them, are made anew at every call. torch's own transformer encoder, which looks at sizes,
+    is followed by its layers where it is given no mask.
     """
 
     proxy_buffer_attributes = True
@@ -68,16 +69,24 @@ class _Tracer(fx.Tracer):
         self.leaves = leaves
         self.stack: list[str] = []
         self.failed_in: str | None = None
+        self.encoders: set[str] = set()
 
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
         with _Factories(self):
             return super().trace(root, concrete_args)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if module_qualified_name in self.encoders:
+            return False
         return module_qualified_name in self.leaves or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        self.stack.append(self.path_of_module(m))
+        path = self.path_of_module(m)
+        self.stack.append(path)
+        plain = len(args) == 1 and all(value is None or value is False for value in kwargs.values())
+        if type(m).forward is nn.TransformerEncoder.forward and plain and path not in self.leaves:
+            self.encoders.add(path)
+            forward = functools.partial(_encode, m)
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception:
@@ -101,6 +110,13 @@ class _Tracer(fx.Tracer):
             if all(a is not tensor for tensor in kept):
                 raise ValueError("a tensor is computed without the input; register it as a buffer")
         return super().create_arg(a)
+
+
+def _encode(encoder: Any, x: Any, **_none: Any) -> Any:
+    """What the encoder's forward computes without masks."""
+    for layer in encoder.layers:
+        x = layer(x)
+    return x if encoder.norm is None else encoder.norm(x)
 
 
 class _Factories(TorchFunctionMode):

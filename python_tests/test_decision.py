@@ -51,7 +51,7 @@ def kinds(module: nn.Module) -> list[str]:
 
 def test_of_images():
     head = lw.build_head(lw.DecisionBlock(convs=3, channels=7), torch.rand(4, 5, 16, 16), CLASSES)
-    assert kinds(head) == ["Conv2d", "BatchNorm2d", "ReLU"] * 3 + ["Pool2d", "Flatten", "Linear"]
+    assert kinds(head) == ["Conv2d", "BatchNorm2d", "ReLU"] * 3 + ["Pool", "Flatten", "Linear"]
     assert [m.stride for m in head if isinstance(m, nn.Conv2d)] == [(2, 2)] * 3
     assert head[:9](torch.rand(4, 5, 16, 16)).shape == (4, 7, 2, 2)
     assert head(torch.rand(4, 5, 16, 16)).shape == (4, CLASSES)
@@ -293,4 +293,4 @@ def test_a_budget_needs_a_place():
     with pytest.raises(ValueError, match="has not been sized yet"):
         _ = lw.DecisionBlock(0.3).sizes
     with pytest.raises(ValueError, match=r"expected features \(B, C\), tokens"):
-        lw.build_head(lw.DecisionBlock(), torch.rand(2, 3, 4, 4, 4), CLASSES)
+        lw.build_head(lw.DecisionBlock(), torch.rand(2, 3, 4, 4, 4, 4), CLASSES)

@@ -145,14 +145,6 @@ def test_accuracy_looks_in_eval_mode_and_leaves_no_trace():
 # ---- models ----
 
 
-def test_channels_and_positions_are_not_taken_for_tokens():
-    model = nn.Sequential(nn.Conv1d(1, 6, 3), nn.ReLU(), nn.Conv1d(6, 7, 3), nn.Flatten(), nn.Linear(7 * 60, 10))
-    x, y = digits(50, flat=True).tensors
-    data = DataLoader(TensorDataset(x[:, None], y), 25)
-    with pytest.raises(ValueError, match=r"gives \(channels, positions\), \(6, 62\)"):
-        fit(model, PLAIN, data)
-
-
 def test_units_may_not_share_dropout():
     drop = nn.Dropout(0.5)
     layers = [nn.Linear(4, 4), nn.Linear(4, 4)]

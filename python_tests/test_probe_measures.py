@@ -339,7 +339,7 @@ def test_features():
     with pytest.raises(ValueError, match="pool"):
         as_features(images, 0)
     with pytest.raises(ValueError, match="grid"):
-        as_features(images[..., None], 2)
+        as_features(images[..., None, None], 2)
 
 
 @pytest.mark.parametrize("call", [least_squares_distance, selection_entropy, project_pca])

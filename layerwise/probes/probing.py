@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from layerwise.checkpoint import rng_state, set_rng_state
 from layerwise.feednet import Batch, generators_of, read_batch
+from layerwise.layouts import as_row, is_sequence, takes_sequence
 from layerwise.probes.measures import Measure, Samples, Stream, make_measures
 from layerwise.probes.pca import Projection
 from layerwise.probes.table import ProbeTable
@@ -151,12 +152,17 @@ class _Probe:
 
     def _outputs(self, state: State) -> Iterator[tuple[int, Tensor]]:
         """Layers and what leaves them, the input as layer 0 if it makes a row."""
-        Z = main_tensor(state)
-        if self.include_input and Z.is_floating_point():
-            yield 0, Z
+        if self.include_input and main_tensor(state).is_floating_point():
+            yield 0, self._seen(0, state)
         for number, unit in enumerate(self.chain, 1):
             state = unit(state)
-            yield number, main_tensor(state)
+            yield number, self._seen(number, state)
+
+    def _seen(self, number: int, state: State) -> Tensor:
+        """What measures see of the state that leaves a layer: a sequence (B, C, L) is a row (B, C, 1, L)."""
+        Z = main_tensor(state)
+        modules = self.chain[max(number - 1, 0)].modules()
+        return as_row(Z) if (is_sequence if number else takes_sequence)(modules, Z) else Z
 
     def _stream(self, loader: Iterable[Any], drawn: _Draw) -> int:
         """One pass over the loader: sums of every unit, and inputs for the measures that need them at once."""
@@ -201,11 +207,11 @@ class _Probe:
         """Every row's representation of the drawn samples, one alive at a time beside the states that go on."""
         states = draw.batches()
         if self.rows[0]["layer"] == 0:
-            yield torch.cat([main_tensor(state) for state in states])
-        for unit in self.chain:
+            yield torch.cat([self._seen(0, state) for state in states])
+        for number, unit in enumerate(self.chain, 1):
             for i, state in enumerate(states):
                 states[i] = unit(state)
-            yield torch.cat([main_tensor(state) for state in states])
+            yield torch.cat([self._seen(number, state) for state in states])
 
 
 class _Draw:

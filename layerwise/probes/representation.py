@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layerwise.heads import Pool2d
+from layerwise.grids import Pool, is_grid
 
 __all__ = ["as_features", "check_samples"]
 
@@ -50,7 +50,7 @@ def as_features(Z: Tensor, pool: int | None) -> Tensor:
     Parameters
     ----------
     Z : Tensor
-        Features (N, C), tokens (N, T, C) or images (N, C, H, W).
+        Features (N, C), tokens (N, T, C), images (N, C, H, W) or volumes (N, C, D, H, W).
     pool : int or None
         None: everything is flattened. A number: images are averaged over a grid of at most so many cells a side and then
         flattened; tokens are averaged.
@@ -66,6 +66,6 @@ def as_features(Z: Tensor, pool: int | None) -> Tensor:
         raise ValueError(f"pool: expected None or a positive number, got {pool}")
     if Z.dim() == 3:
         return Z.mean(1)
-    if Z.dim() == 4:
-        return Pool2d(pool)(Z).flatten(1)
+    if is_grid(Z):
+        return Pool(pool)(Z).flatten(1)
     raise ValueError(f"Z: cannot average {tuple(Z.shape)} over a grid; pool=None flattens it")
