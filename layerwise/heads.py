@@ -1,8 +1,8 @@
 """Step 4 of *train*: heads, the auxiliary networks that turn a unit's output into class scores.
 
 A head is described by a frozen specification, which knows no sizes, and built for the output that its unit turns out to
-have: images (B, C, H, W), volumes (B, C, D, H, W), tokens (B, T, C) or features (B, C). The trainer gives a sequence
-(B, C, L), which a one-dimensional convolution made, to these heads as a row, an image (B, C, 1, L).
+have: images (B, C, H, W), volumes (B, C, D, H, W), tokens (B, T, C) or features (B, C). What comes in other forms the trainer
+turns into one of these first (:mod:`layerwise.layouts`).
 """
 
 from __future__ import annotations

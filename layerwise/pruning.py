@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from layerwise.layouts import is_sequence
+from layerwise.layouts import channel_axis, watch
 from layerwise.units import State, Unit, main_tensor
 
 __all__ = ["Pruning", "PruningError", "filter_importance", "prune_unit"]
@@ -82,17 +83,16 @@ def filter_importance(
     try:
         for state, target in batches:
             kept.clear()
-            loss(subnet(state)[0], target).mul(len(target)).backward()  # a mean over the batch; per sample below
+            with ExitStack() as stack:
+                calls = stack.enter_context(watch(unit)) if total is None else []
+                outputs = subnet(state)[0]
+            loss(outputs, target).mul(len(target)).backward()  # a mean over the batch; per sample below
             activation = kept[-1]
             assert activation.grad is not None
-            product = (
-                (activation.detach() * activation.grad).flatten(2)
-                if activation.dim() > 2
-                else (activation.detach() * activation.grad)[..., None]
-            )
-            if activation.dim() == 3 and not is_sequence(unit.modules(), activation):  # tokens: channels last
-                product = product.transpose(1, 2)
-            importance = product.mean(2).abs().sum(0)
+            if total is None:
+                axis = channel_axis(activation.detach(), calls) or 1
+            product = (activation.detach() * activation.grad).movedim(axis, 1)
+            importance = product.flatten(2).mean(2).abs().sum(0) if product.dim() > 2 else product.abs().sum(0)
             total = importance if total is None else total + importance
             samples += len(target)
     finally:

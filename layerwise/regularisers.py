@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 __all__ = ["Regularisation", "gradient_dropout", "gradient_noise"]
 
@@ -60,7 +59,7 @@ class Regularisation:
     input_decay : float
         Factor of that probability from one epoch of the unit to the next (0.95 in table 6.3).
     channelwise : bool
-        Whether whole channels of images are dropped.
+        Whether whole channels of images, volumes and sequences (B, C, L) are dropped.
     gradient_dropout : float
         Probability at which an element of the gradient from head to unit is 0; the head's own gradients are spared. A window
         that ends with the model's own output has no head, and no noise on its gradient.
@@ -91,13 +90,15 @@ class Regularisation:
         """Whether :meth:`on_output` does anything."""
         return self.gradient_dropout > 0 or self.gradient_noise > 0
 
-    def on_input(self, x: Tensor, epoch: int) -> Tensor:
-        """What the unit sees of `x` in its `epoch`-th epoch, counted from 0."""
+    def on_input(self, x: Tensor, epoch: int, axis: int | None = None) -> Tensor:
+        """What the unit sees of `x`, whose channels are at `axis`, in its `epoch`-th epoch, counted from 0."""
         p = min(self.input_dropout * self.input_decay**epoch, 1.0)
         if p <= 0 or not x.is_floating_point():
             return x
-        if self.channelwise and x.dim() in (4, 5):
-            return (F.dropout2d if x.dim() == 4 else F.dropout3d)(x, p)
+        if self.channelwise and (x.dim() > 3 or (x.dim() == 3 and axis == 1)):
+            channels = x if axis != -1 else x.movedim(-1, 1)
+            dropped = torch.feature_dropout(channels, p, True)
+            return dropped if axis != -1 else dropped.movedim(1, -1)
         return torch.native_dropout(x, p, True)[
             0
         ]  # as F.dropout, whose mask on the CPU is not boolean but as large as x

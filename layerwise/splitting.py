@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, cast
 
+import torch.optim.swa_utils
 from torch import nn
 from torch.nn.parameter import is_lazy
 
@@ -67,7 +68,7 @@ def split(
     SplitError
         If the model cannot be traced, with the line where that failed; if a name is not among its modules or is never
         called; if a trainable parameter is in no unit; if a lazy module has not seen its first batch; if the model is the
-        wrapper that ``torch.compile``, DataParallel or DistributedDataParallel put around it.
+        wrapper that ``torch.compile``, DataParallel, DistributedDataParallel or AveragedModel put around it.
     ValueError
         If the chain would have fewer units than asked for, if two units would share a parameter, or a unit would have
         none.
@@ -82,12 +83,14 @@ def split(
     """
     if isinstance(spec, bool):
         raise TypeError("spec: expected 'auto', a pattern, names, a number or units, got a bool")
-    _check_unwrapped(model)
     _check_initialised(model)
+    by_hand = not isinstance(spec, (int, str, re.Pattern)) and any(isinstance(part, Unit) for part in spec)
+    if not by_hand:
+        _check_unwrapped(model)
     if isinstance(spec, int):
         chain = cut_model(model, _blocks(model, spec, example, balance_by, within))
-    elif not isinstance(spec, (str, re.Pattern)) and any(isinstance(part, Unit) for part in spec):
-        chain = _of_units(model, spec)
+    elif by_hand:
+        chain = _of_units(model, cast("Sequence[Unit]", spec))
     else:
         chain = cut_model(model, _names(model, cast("str | re.Pattern[str] | Sequence[str]", spec)))
     if example is not None:
@@ -96,8 +99,8 @@ def split(
 
 
 def _check_unwrapped(model: nn.Module) -> None:
-    parallel = isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
-    inner = "module" if parallel else "_orig_mod" if hasattr(model, "_orig_mod") else None
+    outer = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.optim.swa_utils.AveragedModel)
+    inner = "module" if isinstance(model, outer) else "_orig_mod" if hasattr(model, "_orig_mod") else None
     if inner is not None:
         raise SplitError(f"model: a {type(model).__name__} cannot be cut; give the network in it, model.{inner}")
 

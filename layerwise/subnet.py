@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from layerwise.heads import SizedHeadSpec, build_head
-from layerwise.layouts import as_row, is_sequence
+from layerwise.heads import HeadSpec, SizedHeadSpec, build_head
+from layerwise.layouts import Watched, as_seen, channel_axis, show_channels, watch
 from layerwise.method import Method
 from layerwise.regularisers import Regularisation
 from layerwise.schedules import Window
-from layerwise.units import Chain, State, detach_state, main_tensor, replace_main
+from layerwise.units import Chain, State, Unit, detach_state, main_tensor, modes_kept, replace_main
 
 __all__ = ["Place", "Subnet", "Training", "make_training"]
 
@@ -31,12 +32,13 @@ class Subnet(nn.Module):
         self.units = nn.ModuleList(chain.units[window[0] : window[1] + 1])
         self.head = head
         self.noise = noise
+        self.entering: int | None = None  # where its input has channels, if the noise asks
         self.epoch = 0  # of the window, for what decays
 
     def forward(self, state: State) -> tuple[Any, State]:
         noise = self.noise if self.training else _QUIET
         if noise.input_dropout > 0 and self.window[0] > 0:
-            state = replace_main(state, noise.on_input(main_tensor(state), self.epoch))
+            state = replace_main(state, noise.on_input(main_tensor(state), self.epoch, self.entering))
         for unit in self.units:
             state = unit(state)
         out, head = main_tensor(state), self.head
@@ -217,7 +219,7 @@ class Place:
     inputs : Tensor or tuple of Tensor
         A batch as it enters the chain.
     output : Tensor
-        What the window makes of its first samples.
+        What the head is shown of the window's first samples.
     trainings : mapping
         Other windows' trainings so far, whose heads and optimisers stay in memory.
     """
@@ -254,27 +256,31 @@ def make_training(
     The units are left in training mode and want gradients; their running statistics are not touched.
     """
     units = chain.units[window[0] : window[1] + 1]
-    for unit in units:
-        unit.eval()
-    device = main_tensor(state).device.type
-    with torch.no_grad(), torch.autocast(device, amp, enabled=amp is not None):
-        for unit in units:
-            state = unit(state)
-    out = main_tensor(state)[:2].clone()  # enough to build on, and the rest can go
+    with torch.no_grad(), torch.autocast(main_tensor(state).device.type, amp, enabled=amp is not None):
+        out, axis, entering = _run(chain, window, state)
+    if out.shape[:1] != main_tensor(place["inputs"]).shape[:1]:
+        raise ValueError(
+            f"unit {units[-1].name!r} gives {tuple(out.shape)} for {len(main_tensor(place['inputs']))} samples, which heads want "
+            "along the first axis; cut elsewhere, or let transformers have batch_first=True"
+        )
+    out = out[:2].clone()  # enough to build on, and the rest can go
     if amp is not None:
         out = out.float()
     del state
     is_output = chain.has_output and window[1] == len(chain) - 1
     spec = method.head_of(window[1], is_output)
-    in_rows = type(spec).__module__.startswith("layerwise.") and is_sequence(units[-1].modules(), out)
-    if in_rows:
-        out = as_row(out)
+    own = not any(
+        c.__module__.startswith("layerwise.") for c in type(spec).__mro__ if c not in (HeadSpec, SizedHeadSpec)
+    )
+    dims = out.dim()
+    if not own:
+        out = as_seen(out, axis, f"unit {units[-1].name!r}")
     if isinstance(spec, SizedHeadSpec):
         spec = spec.size_for(Place(chain, window, method, classes, output=out, amp=amp, **place), sizes)
         sizes = spec.sizes  # type: ignore[attr-defined]
     head = build_head(spec, out, classes)
-    if in_rows:
-        head.register_forward_pre_hook(_enter_row)
+    if not own:
+        show_channels(head, dims, axis)
     if out.dtype in (torch.float64, torch.float16, torch.bfloat16):  # as the model is
         for tensor in (*head.parameters(), *head.buffers()):
             if tensor.dtype == torch.float32:
@@ -282,6 +288,7 @@ def make_training(
     for unit in units:
         unit.unfreeze()
     subnet = Subnet(chain, window, head, method.regularisation)
+    subnet.entering = entering
     subnet.train()
     lr, weight_decay = method.rates(window[0])
     training = Training(
@@ -300,5 +307,26 @@ def make_training(
     return training
 
 
-def _enter_row(_head: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-    return (as_row(*inputs),)
+def _run(chain: Chain, window: Window, state: State) -> tuple[Tensor, int | None, int | None]:
+    """What a window makes of a state, in eval mode, where it has its channels, and where the state has."""
+    first, last = window
+    for i in range(first, last + 1):
+        chain[i].eval()
+        with watch(chain[i]) as calls:
+            following = chain[i](state)
+        if i == first:
+            entering = channel_axis(main_tensor(state), (), partial(list, calls))
+        state = following
+    out = main_tensor(state)
+    return out, channel_axis(out, calls, partial(_calls_of, chain.units[last + 1 : last + 2], state)), entering
+
+
+def _calls_of(units: Sequence[Unit], state: State) -> list[Watched]:
+    """Those in the unit after a window, if there is one."""
+    calls: list[Watched] = []
+    with modes_kept(units):
+        for unit in units:
+            unit.eval()
+            with watch(unit) as calls:
+                unit(state)
+    return calls

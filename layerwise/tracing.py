@@ -58,8 +58,8 @@ class _Tracer(fx.Tracer):
     """Goes into every module but the leaves, and remembers which one it was in when it failed.
 
     Optional arguments of the model's forward have their defaults, and are no inputs of the trace. Tensors that the forward
-    makes of nothing, random ones among them, are made anew at every call. torch's own transformer encoder, which looks at sizes,
-    is followed by its layers where it is given no mask.
+    makes of nothing, random ones among them, are made anew at every call. torch's own transformer encoder, whose forward looks at
+    sizes, is followed layer by layer where it has samples first and is given no mask.
     """
 
     proxy_buffer_attributes = True
@@ -83,8 +83,7 @@ class _Tracer(fx.Tracer):
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         path = self.path_of_module(m)
         self.stack.append(path)
-        plain = len(args) == 1 and all(value is None or value is False for value in kwargs.values())
-        if type(m).forward is nn.TransformerEncoder.forward and plain and path not in self.leaves:
+        if isinstance(m, nn.TransformerEncoder) and path not in self.leaves and _is_plain(m, args, kwargs):
             self.encoders.add(path)
             forward = functools.partial(_encode, m)
         try:
@@ -102,6 +101,8 @@ class _Tracer(fx.Tracer):
             raise TypeError("forward takes *args or arguments that have to be named; its inputs have to be positional")
         positional = [p for p in taken if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         inputs = [p for p in positional if p.default is p.empty] or positional[:1]
+        if isinstance(self.root, nn.TransformerEncoder) and _is_plain(self.root, (None,), {}):
+            root_fn = _encode
         return root_fn, [self.root, *(self.create_proxy("placeholder", p.name, (), {}) for p in inputs)]
 
     def create_arg(self, a: Any) -> Any:
@@ -112,11 +113,21 @@ class _Tracer(fx.Tracer):
         return super().create_arg(a)
 
 
-def _encode(encoder: Any, x: Any, **_none: Any) -> Any:
-    """What the encoder's forward computes without masks."""
+def _is_plain(encoder: Any, args: Any, kwargs: Any) -> bool:
+    """Whether torch's own forward is called without masks, on samples along the first axis."""
+    ours = type(encoder).forward is nn.TransformerEncoder.forward
+    first = all(getattr(getattr(layer, "self_attn", None), "batch_first", False) for layer in encoder.layers)
+    if not (ours and first):
+        return False
+    given = inspect.signature(encoder.forward).bind(*args, **kwargs).arguments
+    return all(value is None or value is False for name, value in given.items() if name != "src")
+
+
+def _encode(encoder: Any, src: Any, *_masks: Any, **_more: Any) -> Any:
+    """What that forward computes then."""
     for layer in encoder.layers:
-        x = layer(x)
-    return x if encoder.norm is None else encoder.norm(x)
+        src = layer(src, src_mask=None, is_causal=False, src_key_padding_mask=None)
+    return src if encoder.norm is None else encoder.norm(src)
 
 
 class _Factories(TorchFunctionMode):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import pickle
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, TensorDataset
 
 import layerwise as lw
-from layerwise.layouts import is_sequence, takes_sequence
+from layerwise.layouts import LayoutError, channel_axes
 from layerwise.probes import LeastSquaresDistance
 from layerwise_cases import ADAM, digits
 
@@ -34,34 +35,163 @@ def network(dims: int, batch: int = 25) -> tuple[nn.Module, DataLoader]:
 # ---- which axis ----
 
 
-@pytest.mark.parametrize(
-    ("modules", "shape", "expected"),
-    [
-        ([nn.Conv1d(2, 8, 3)], (5, 8, 20), True),
-        ([nn.Conv1d(2, 8, 3)], (5, 20, 8), False),  # swapped since
-        ([nn.Conv1d(2, 8, 3)], (5, 8, 8), True),
-        ([nn.ConvTranspose1d(2, 8, 3), nn.BatchNorm1d(8), nn.ReLU()], (5, 8, 20), True),
-        ([nn.Conv1d(2, 8, 3), nn.Linear(8, 2), nn.Linear(2, 8)], (5, 8, 20), True),  # squeezed and excited
-        ([nn.Conv1d(2, 8, 3), nn.LayerNorm(8)], (5, 20, 8), False),
-        ([nn.Conv1d(2, 8, 3), nn.LSTM(8, 6, bidirectional=True)], (5, 20, 12), False),
-        ([nn.Embedding(30, 8), nn.MultiheadAttention(8, 2)], (5, 8, 8), False),
-        ([nn.Linear(4, 8), nn.GroupNorm(2, 20)], (5, 20, 8), True),
-        ([nn.Linear(4, 8)], (5, 20, 8), False),
-        ([nn.Conv1d(2, 8, 3)], (5, 8), False),
-        ([nn.Conv2d(2, 8, 3)], (5, 8, 4, 4), False),
-        ([], (5, 8, 20), False),
-    ],
-)
-def test_the_last_module_whose_channels_fit_an_axis_tells(modules, shape, expected):
-    assert is_sequence(modules, torch.zeros(shape)) is expected
+class Parameters(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.randn(()))
+
+    def forward(self, x):
+        return x + self.shift
 
 
-def test_what_a_network_takes():
-    x = torch.zeros(5, 2, 20)
-    assert takes_sequence([nn.ReLU(), nn.Conv1d(2, 8, 3), nn.Linear(8, 8)], x)
-    assert not takes_sequence([nn.Linear(20, 2), nn.Conv1d(2, 8, 3)], x)
-    assert not takes_sequence([nn.Conv1d(20, 8, 3)], x)
-    assert not takes_sequence([nn.Conv1d(2, 8, 3)], x[0])
+class Swap(nn.Module):
+    def __init__(self, a: int = 1, b: int = -1) -> None:
+        super().__init__()
+        self.axes = a, b
+
+    def forward(self, x):
+        return x.movedim(*self.axes)
+
+
+class Residual(nn.Sequential):
+    def forward(self, x):
+        return x + super().forward(x)
+
+
+class Squeezed(nn.Module):
+    """Excites channels by their means over positions."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv1d(channels, channels, 3, padding=1), nn.BatchNorm1d(channels)
+        self.squeeze, self.excite = nn.Linear(channels, 4), nn.Linear(4, channels)
+
+    def forward(self, x):
+        y = self.norm(self.conv(x))
+        return torch.relu(x + y * self.excite(self.squeeze(y.mean(2)))[:, :, None])
+
+
+class NormOfImages(nn.LayerNorm):
+    def forward(self, x):
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+def separable(channels: int) -> nn.Module:
+    """A block with its channels last inside."""
+    inner = [
+        Swap(),
+        nn.LayerNorm(channels),
+        nn.Linear(channels, 4 * channels),
+        nn.Linear(4 * channels, channels),
+        Swap(-1, 1),
+    ]
+    return Residual(nn.Conv1d(channels, channels, 3, padding=1, groups=channels), *inner)
+
+
+def swapped(conv: nn.Module) -> nn.Module:
+    return nn.Sequential(conv, Swap())
+
+
+def mixer(channels: int) -> nn.Module:
+    return Residual(nn.LayerNorm(channels), nn.Linear(channels, channels))
+
+
+def attention(channels: int) -> nn.Module:
+    return nn.TransformerEncoderLayer(channels, 2, 8, batch_first=True)
+
+
+SECOND, LAST = 1, -1
+CHAINS = {
+    "convolutions": ([nn.Conv1d(2, 8, 3), nn.Conv1d(8, 6, 3)], (2, 20), [SECOND] * 3),
+    "as many channels as positions": ([nn.Conv1d(2, 8, 3, padding=1), Squeezed(8), nn.Conv1d(8, 8, 1)], (2, 8), [SECOND] * 4),
+    "squeezed to as many": ([nn.Conv1d(2, 8, 3, padding=1), Squeezed(8)], (2, 4), [SECOND] * 3),
+    "up": ([nn.Conv1d(2, 8, 3), nn.Sequential(nn.ConvTranspose1d(8, 6, 3), nn.GroupNorm(2, 6), nn.ReLU())], (2, 9), [SECOND] * 3),
+    "text": ([nn.Sequential(nn.Embedding(9, 6), Swap()), nn.Conv1d(6, 4, 3)], (20,), [None, SECOND, SECOND]),
+    "patches": ([swapped(nn.Conv1d(1, 16, 4, 4)), attention(16)], (1, 40), [SECOND, LAST, LAST]),
+    "as many patches": ([swapped(nn.Conv1d(1, 16, 4, 4)), attention(16)], (1, 64), [SECOND, LAST, LAST]),
+    "channels last inside": ([nn.Conv1d(1, 4, 1), separable(4), separable(4), nn.Conv1d(4, 4, 1)], (1, 16), [SECOND] * 5),
+    "square": ([nn.Conv1d(1, 8, 1), separable(8), separable(8), nn.Conv1d(8, 8, 1)], (1, 8), [SECOND] * 5),
+    "along time": ([nn.Sequential(nn.Linear(20, 20), nn.ReLU()), nn.Conv1d(8, 8, 3)], (8, 20), [LAST, SECOND, SECOND]),
+    "tokens": ([nn.Linear(6, 8), nn.Linear(8, 8)], (20, 6), [LAST] * 3),
+    "square tokens": ([nn.Linear(6, 8), nn.Sequential(nn.ReLU(), nn.Linear(8, 8))], (8, 6), [LAST] * 3),
+    "images": ([nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 6, 3)], (3, 10, 10), [SECOND] * 4),
+    "square images": ([nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()), nn.Conv2d(8, 8, 3)], (3, 8, 8), [SECOND] * 3),
+    "norm of images": ([nn.Conv2d(3, 8, 3), NormOfImages(8), NormOfImages(8)], (3, 9, 12), [SECOND] * 4),
+    "images, channels last": ([swapped(nn.Conv2d(3, 8, 4, 4)), mixer(8)], (3, 32, 32), [SECOND, LAST, LAST]),
+    "volumes": ([nn.Conv3d(1, 4, 3), nn.Conv3d(4, 4, 3)], (1, 8, 8, 8), [SECOND] * 3),
+    "volumes, channels last": ([swapped(nn.Conv3d(3, 8, 4, 4)), mixer(8)], (3, 8, 16, 16), [SECOND, LAST, LAST]),
+    "sums": ([Parameters(), Parameters()], (5, 6), [LAST] * 3),
+    "images of sums": ([Parameters()], (5, 6, 7), [SECOND] * 2),
+    "volumes of sums": ([Parameters()], (5, 6, 7, 8), [None] * 2),
+    "features": ([nn.Linear(6, 4), nn.BatchNorm1d(4)], (6,), [None] * 3),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_where_the_channels_are(name):
+    modules, shape, expected = CHAINS[name]
+    chain = lw.Chain([lw.Unit(str(i), module, [module]) for i, module in enumerate(modules)])
+    chain.eval()
+    x = torch.randint(9, (6, *shape)) if name == "text" else torch.randn(6, *shape)
+    assert channel_axes(chain, x) == expected
+
+
+def test_where_nothing_tells_house_heads_are_refused():
+    layer = Parameters()
+    chain = lw.Chain([lw.Unit("sum", layer, [layer])], has_output=False)
+    data = DataLoader(TensorDataset(torch.randn(6, 2, 3, 4, 5), torch.arange(6) % 2), 6)
+    method = lw.Method("one", lambda n: lw.bottom_up(n, 1), head=lw.LinearHead())
+    with pytest.raises(LayoutError, match=r"unit 'sum': \(2, 3, 4, 5\) for a sample, and nothing tells"):
+        lw.LayerwiseTrainer(chain, method, classes=2).fit(data)
+    with pytest.raises(LayoutError, match=r"input: \(2, 3, 4, 5\)"):
+        lw.probe(chain, data, measures="lsd")
+    lw.LayerwiseTrainer(chain, replace(method, head=Flat()), classes=2).fit(data)
+
+
+@dataclass(frozen=True)
+class Flat:
+    def build(self, example, classes):
+        return nn.Sequential(nn.Flatten(), nn.Linear(example[0].numel(), classes))
+
+
+@dataclass(frozen=True)
+class Wider(lw.LinearHead):
+    """A user's own, of a house kind."""
+
+
+def test_images_with_channels_last_train_as_images():
+    torch.manual_seed(0)
+    layers = [swapped(nn.Conv2d(3, 8, 4, 4)), mixer(8)]
+    chain = lw.Chain([lw.Unit(str(i), layer, [layer]) for i, layer in enumerate(layers)], has_output=False)
+    data = DataLoader(TensorDataset(torch.randn(20, 3, 16, 12), torch.arange(20) % 2), 10)
+    for head in (lw.LinearHead(), Wider()):
+        method = lw.Method("one", lambda n: lw.bottom_up(n, 1), head=head)
+        trainer = lw.LayerwiseTrainer(chain, method, classes=2)
+        trainer.fit(data)
+        assert trainer.trainings[1, 1].subnet.head[-1].in_features == 8 * 4
+
+
+def test_samples_along_another_axis_are_noticed():
+    layer = nn.Sequential(Swap(0, 1), nn.Linear(6, 8))
+    chain = lw.Chain([lw.Unit("swap", layer, [layer])], has_output=False)
+    data = DataLoader(TensorDataset(torch.randn(20, 5, 6), torch.arange(20) % 2), 10)
+    with pytest.raises(ValueError, match=r"unit 'swap' gives \(5, 10, 8\) for 10 samples"):
+        lw.LayerwiseTrainer(chain, lw.Method("one", lambda n: lw.bottom_up(n, 1)), classes=2).fit(data)
+
+
+def test_noise_takes_whole_channels_of_sequences():
+    noise = lw.Regularisation(0.5, channelwise=True)
+    x = torch.ones(30, 8, 20)
+    dropped = noise.on_input(x, 0, 1)
+    assert bool((dropped.std(2) == 0).all()) and set(dropped.unique().tolist()) == {0.0, 2.0}
+    last = noise.on_input(torch.ones(30, 5, 6, 8), 0, -1)
+    assert bool((last.std((1, 2)) == 0).all()) and not bool((last.std(3) == 0).all())
+    assert not bool((noise.on_input(x, 0, -1).std(2) == 0).all())  # tokens
+    model, data = network(1)
+    method = lw.Method("one", lambda n: lw.bottom_up(n, 1), regularisation=noise)
+    trainer = lw.LayerwiseTrainer(model, method, classes=10)
+    trainer.fit(data)
+    assert [t.subnet.entering for t in trainer.trainings.values()] == [1, 1]
 
 
 # ---- heads ----
@@ -146,7 +276,7 @@ def test_a_sequence_is_averaged_over_its_positions():
     trainer.fit(data)
     assert trainer.trainings[0, 0].subnet.head[-1].in_features == 12
     table = lw.probe(trainer.chain, data, measures=LeastSquaresDistance(intercept=True))
-    assert [row["shape"] for row in table.rows][:2] == ["2x1x12", "12x1x12"]
+    assert [row["shape"] for row in table.rows][:2] == ["2x12", "12x12"]
     assert max(row["lsd_intercept"] for row in table.rows[:2]) < 0.05  # 1 of the means over channels
 
 
@@ -155,9 +285,7 @@ def test_probes_of_other_positions(dims):
     model, data = network(dims)
     measures = ("lsd", "k_redundancy", "conditional_entropy", "linear_separability", "cnn_separability", "pca")
     table = lw.probe(model, data, measures=measures, test_loader=data)
-    assert [row["shape"] for row in table.rows] == [["1x1x64", "8x1x64", "10"], [], ["1x4x4x4", "8x4x4x4", "10"]][
-        dims - 1
-    ]
+    assert [row["shape"] for row in table.rows] == [["1x64", "8x64", "10"], [], ["1x4x4x4", "8x4x4x4", "10"]][dims - 1]
 
 
 # ---- what is cut ----
@@ -168,7 +296,8 @@ class Encoder(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(20, 8)
         layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-        self.encoder = nn.TransformerEncoder(layer, 3, norm=nn.LayerNorm(8) if norm else None)
+        norms = nn.LayerNorm(8) if norm else None
+        self.encoder = nn.TransformerEncoder(layer, 3, norm=norms, enable_nested_tensor=not masked)
         self.classifier = nn.Linear(8, 4)
         self.masked = masked
 
@@ -189,6 +318,47 @@ def test_an_encoder_is_its_layers(norm):
     lw.assert_isolated(trainer, next(iter(data)))
 
 
+def test_an_encoder_by_itself():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    chain = lw.split(nn.TransformerEncoder(layer, 2), example=torch.randn(3, 5, 8))
+    assert chain.names == ["layers.0", "layers.1"]
+
+
+class Strict(nn.TransformerEncoderLayer):
+    def forward(self, src, src_mask, src_key_padding_mask, is_causal):
+        return super().forward(src, src_mask, src_key_padding_mask, is_causal)
+
+
+class Around(nn.Module):
+    def __init__(self, encoder, call) -> None:
+        super().__init__()
+        self.first, self.encoder, self.call, self.last = nn.Linear(8, 8), encoder, call, nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.last(self.call(self.encoder, self.first(x)).mean(1))
+
+
+@pytest.mark.parametrize(
+    ("call", "layer", "inside"),
+    [
+        (lambda encoder, x: encoder(src=x), nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), True),
+        (lambda encoder, x: encoder(x, None, None), nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), True),
+        (lambda encoder, x: encoder(x), Strict(8, 2, 16, batch_first=True), True),
+        (lambda encoder, x: encoder(x.movedim(0, 1)).movedim(0, 1), nn.TransformerEncoderLayer(8, 2, 16), False),
+        (
+            lambda encoder, x: encoder(x, torch.zeros(5, 5)),
+            nn.TransformerEncoderLayer(8, 2, 16, batch_first=True),
+            False,
+        ),
+    ],
+    ids=["named", "no masks", "strict layers", "samples second", "masked"],
+)
+def test_calls_of_an_encoder(call, layer, inside):
+    model = Around(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), call)
+    chain = lw.split(model, example=torch.randn(6, 5, 8))
+    assert ("encoder.layers.1" in chain.names) is inside
+
+
 def test_an_encoder_with_a_mask_stays_whole():
     x = torch.randint(0, 20, (6, 5))
     x[:, 0] = 1
@@ -197,9 +367,16 @@ def test_an_encoder_with_a_mask_stays_whole():
 
 @pytest.mark.parametrize(
     ("wrap", "inner"),
-    [(nn.DataParallel, "model.module"), (lambda m: torch.compile(m, backend="eager"), "model._orig_mod")],
-    ids=["parallel", "compiled"],
+    [
+        (nn.DataParallel, "model.module"),
+        (AveragedModel, "model.module"),
+        (lambda m: torch.compile(m, backend="eager"), "model._orig_mod"),
+    ],
+    ids=["parallel", "averaged", "compiled"],
 )
 def test_wrappers_are_named(wrap, inner):
+    wrapped = wrap(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)))
     with pytest.raises(lw.SplitError, match=rf"cannot be cut; give the network in it, {inner}"):
-        lw.split(wrap(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))))
+        lw.split(wrapped)
+    model = getattr(wrapped, inner.partition(".")[2])
+    assert len(lw.split(wrapped, [lw.Unit("0", model[0], [model[0]]), lw.Unit("1", model[1:], [model[1:]])])) == 2

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from layerwise.checkpoint import rng_state, set_rng_state
 from layerwise.feednet import Batch, generators_of, read_batch
-from layerwise.layouts import as_row, is_sequence, takes_sequence
+from layerwise.layouts import as_seen, channel_axes
 from layerwise.probes.measures import Measure, Samples, Stream, make_measures
 from layerwise.probes.pca import Projection
 from layerwise.probes.table import ProbeTable
@@ -108,6 +108,7 @@ class _Probe:
         self.max_samples = max_samples
         self.include_input = include_input
         self.generator = torch.Generator().manual_seed(seed)
+        self.axes: list[int | None] = []  # where the input and what leaves each unit have channels
         self.rows: list[dict[str, Any]] = []
         self.projections: dict[int, Projection] = {}
 
@@ -153,16 +154,14 @@ class _Probe:
     def _outputs(self, state: State) -> Iterator[tuple[int, Tensor]]:
         """Layers and what leaves them, the input as layer 0 if it makes a row."""
         if self.include_input and main_tensor(state).is_floating_point():
-            yield 0, self._seen(0, state)
+            yield 0, main_tensor(state)
         for number, unit in enumerate(self.chain, 1):
             state = unit(state)
-            yield number, self._seen(number, state)
+            yield number, main_tensor(state)
 
-    def _seen(self, number: int, state: State) -> Tensor:
-        """What measures see of the state that leaves a layer: a sequence (B, C, L) is a row (B, C, 1, L)."""
-        Z = main_tensor(state)
-        modules = self.chain[max(number - 1, 0)].modules()
-        return as_row(Z) if (is_sequence if number else takes_sequence)(modules, Z) else Z
+    def _seen(self, number: int, Z: Tensor) -> Tensor:
+        """What measures see of what leaves a layer."""
+        return as_seen(Z, self.axes[number], self.chain.names[number - 1] if number else "input")
 
     def _stream(self, loader: Iterable[Any], drawn: _Draw) -> int:
         """One pass over the loader: sums of every unit, and inputs for the measures that need them at once."""
@@ -171,6 +170,7 @@ class _Probe:
         for state, target in self._read(loader):
             if not samples:
                 self._begin_rows(self._outputs(state))
+                self.axes = channel_axes(self.chain, state)
             samples += len(target)
             if self.kinds["samples"]:
                 drawn.add((state, target))
@@ -182,7 +182,7 @@ class _Probe:
                 if number not in sums:
                     sums[number] = [m.stream() for m in self.kinds["stream"] if number or m.of_input]
                 for each in sums[number]:
-                    each.update(Z, target)
+                    each.update(self._seen(number, Z), target)
         if not samples:
             raise ValueError("loader: expected at least one batch, got none")
         for row in self.rows:
@@ -207,11 +207,11 @@ class _Probe:
         """Every row's representation of the drawn samples, one alive at a time beside the states that go on."""
         states = draw.batches()
         if self.rows[0]["layer"] == 0:
-            yield torch.cat([self._seen(0, state) for state in states])
+            yield self._seen(0, torch.cat([main_tensor(state) for state in states]))
         for number, unit in enumerate(self.chain, 1):
             for i, state in enumerate(states):
                 states[i] = unit(state)
-            yield torch.cat([self._seen(number, state) for state in states])
+            yield self._seen(number, torch.cat([main_tensor(state) for state in states]))
 
 
 class _Draw:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layerwise.grids import Pool, is_grid
+from layerwise.grids import FORMS, Pool, is_grid
 
 __all__ = ["as_features", "check_samples"]
 
@@ -28,9 +28,7 @@ def check_samples(Z: Any, y: Any) -> tuple[Tensor, Tensor]:
     if not Z.is_floating_point():
         raise TypeError(f"Z: expected floating-point numbers, got {Z.dtype}; convert with .float()")
     if Z.dim() < 2 or 0 in Z.shape:
-        raise ValueError(
-            f"Z: expected features (N, C), tokens (N, T, C) or images (N, C, H, W), none of size 0, got {tuple(Z.shape)}"
-        )
+        raise ValueError(f"Z: expected {FORMS}, none of size 0, got {tuple(Z.shape)}")
     if y.shape != Z.shape[:1]:
         raise ValueError(f"y: expected one label for each of {Z.shape[0]} samples, got shape {tuple(y.shape)}")
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
@@ -50,7 +48,8 @@ def as_features(Z: Tensor, pool: int | None) -> Tensor:
     Parameters
     ----------
     Z : Tensor
-        Features (N, C), tokens (N, T, C), images (N, C, H, W) or volumes (N, C, D, H, W).
+        Features (N, C), tokens (N, T, C), images (N, C, H, W) or volumes (N, C, D, H, W); a sequence (N, C, L) as an
+        image of one row, ``Z.unsqueeze(2)``.
     pool : int or None
         None: everything is flattened. A number: images are averaged over a grid of at most so many cells a side and then
         flattened; tokens are averaged.
