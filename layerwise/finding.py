@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 
@@ -46,6 +47,12 @@ def find_units(model: nn.Module) -> list[str]:
     last = list(around)[-1]
     if len(units) > 1 and isinstance(modules[last], nn.Linear) and list(units.values())[-1] == [last]:
         units.popitem()
+    if len(units) == 1 and len(around) > 2:
+        warnings.warn(
+            f"{type(model).__name__} is a single unit, for more than one tensor crosses to every module where it could be cut, "
+            "as a mask does; to train it by parts, name them: split(model, names)",
+            stacklevel=4,
+        )
     return list(units)
 
 

@@ -44,7 +44,7 @@ def split(
         "auto": the names in the model's attribute ``unit_names`` where it has one; else timm's groups where it has a
         ``group_matcher``; else every module at which one tensor alone crosses and which has a matrix or kernel among its
         parameters. Residual blocks and modules that torch.fx cannot follow stay whole, normalisations join the unit before
-        them, and the last linear layer, the classifier, joins the last unit.
+        them, and the last linear layer, the classifier, joins the last unit. If that leaves a single unit, there is a warning.
         A pattern (``re.compile``): the modules whose whole name it matches, without those inside another that it matches.
         Names: fully qualified names of modules, in any order; each begins a unit, inside residual blocks also.
         A number: as many blocks of consecutive units of `within`, the costliest as cheap as can be.

@@ -362,7 +362,9 @@ def test_calls_of_an_encoder(call, layer, inside):
 def test_an_encoder_with_a_mask_stays_whole():
     x = torch.randint(0, 20, (6, 5))
     x[:, 0] = 1
-    assert "encoder.layers.0" not in lw.split(Encoder(masked=True), example=x).names
+    with pytest.warns(UserWarning, match="Encoder is a single unit, for more than one tensor crosses"):
+        assert lw.split(Encoder(masked=True), example=x).names == ["embedding"]
+    assert lw.split(Encoder(masked=True), ["embedding", "encoder"], example=x).names == ["embedding", "encoder"]
 
 
 @pytest.mark.parametrize(

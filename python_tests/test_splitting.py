@@ -49,6 +49,7 @@ def test_names(kind):
     assert_same(model, chain, example)
 
 
+@pytest.mark.filterwarnings("ignore:.* is a single unit")
 @pytest.mark.parametrize(
     ("kind", "by"), [*((kind, "memory") for kind in MODELS), ("nested", "time"), ("two inputs", "parameters")]
 )
