@@ -25,7 +25,7 @@ from layerwise.pruning import Pruning, PruningError, filter_importance, prune_un
 from layerwise.recompute import checkpointed
 from layerwise.regularisers import Regularisation, gradient_dropout, gradient_noise
 from layerwise.ridge_head import RidgeHead
-from layerwise.schedules import Stage, bottom_up, robin, simultaneous, sliding_windows
+from layerwise.schedules import Stage, bottom_up, robin, simultaneous, sliding_windows, whole
 from layerwise.splitting import split
 from layerwise.tracing import SplitError
 from layerwise.trainer import LayerwiseTrainer
@@ -111,5 +111,6 @@ __all__ = [
     "sliding_windows",
     "split",
     "transfer",
+    "whole",
     "zoo",
 ]

@@ -32,6 +32,8 @@ class Pool(nn.Module):
         self.size = size
 
     def forward(self, x: Tensor) -> Tensor:
+        if not is_grid(x):
+            raise ValueError(f"expected images (B, C, H, W) or volumes (B, C, D, H, W), got {tuple(x.shape)}")
         return _POOLS[x.dim() - 2](x, [min(self.size, side) for side in x.shape[2:]])
 
     def extra_repr(self) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from layerwise.loop import Loop
 from layerwise.memory import MemoryUse, Meter, open_meter, tensor_bytes
 from layerwise.method import Method
 from layerwise.regularisers import Regularisation
-from layerwise.schedules import Stage, Window, check_schedule
+from layerwise.schedules import Stage, Window, check_schedule, whole
 from layerwise.subnet import Training
 from layerwise.units import Chain, State, main_tensor
 from layerwise.windows import Windows
@@ -225,7 +226,7 @@ def end_to_end(method: Method, epochs: int = 1) -> Method:
     return replace(
         method,
         name="backprop",
-        schedule=lambda units: [Stage(((0, units - 1),), epochs)],
+        schedule=partial(whole, epochs=epochs),
         loss="cross_entropy",
         loss_options={},
         regularisation=Regularisation(),

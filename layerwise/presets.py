@@ -13,7 +13,7 @@ from layerwise.decision import AffineHead, DecisionBlock
 from layerwise.heads import ConvHead, HeadSpec, LinearHead, PredSimHead
 from layerwise.method import Method, OptimizerSpec
 from layerwise.regularisers import Regularisation
-from layerwise.schedules import Epochs, Stage, bottom_up
+from layerwise.schedules import Epochs, bottom_up
 
 __all__ = [
     "PRESETS",
@@ -52,7 +52,7 @@ def greedy(k: int = 1, *, width: int | None = None, epochs: Epochs = 50, code: b
     head: HeadSpec = LinearHead(pool=2, batch_norm=code) if k == 1 else ConvHead(k=k, width=width)
     method = Method(
         name=f"greedy{k}" + ("_code" if code else ""),
-        schedule=lambda units: bottom_up(units, epochs),
+        schedule=partial(bottom_up, epochs=epochs),
         head=head,
         optimizer=OptimizerSpec(
             "sgd", 0.1, 5e-4, {"momentum": 0.9}, milestones=(15, 30, 45), gamma=0.2, absolute=True, restart=code
@@ -108,14 +108,14 @@ def dll(
     if variant == "first":
         method = Method(
             name="dll_first",
-            schedule=lambda units: bottom_up(units, (30, 40, 50, 60) if epochs is None else epochs),
+            schedule=partial(bottom_up, epochs=(30, 40, 50, 60) if epochs is None else epochs),
             head=AffineHead(),
             optimizer=OptimizerSpec("sgd", lr or 0.05, _or(weight_decay, 8e-5), {"momentum": 0.9}),
         )
     elif variant == "main":
         method = Method(
             name="dll",
-            schedule=lambda units: bottom_up(units, 300 if epochs is None else epochs),
+            schedule=partial(bottom_up, epochs=300 if epochs is None else epochs),
             head=DecisionBlock(budget, max_convs=max_convs, max_channels=max_channels),
             optimizer=OptimizerSpec("adamw", lr or 3e-3, _or(weight_decay, 1e-6), milestones=(0.5, 0.75)),
             lr_factor=0.8,
@@ -154,7 +154,7 @@ def segments(size: int = 2, overlap: int | None = None, *, epochs: Epochs = 300,
     return replace(
         dll(**options),
         name=f"segments{size}_{shared}",
-        schedule=lambda units: schedules.sliding_windows(units, epochs, size=size, overlap=shared),
+        schedule=partial(schedules.sliding_windows, epochs=epochs, size=size, overlap=shared),
     )
 
 
@@ -189,7 +189,7 @@ def random_robin(
     return replace(
         dll(budget, **{"input_dropout": 0.0, "gradient_dropout": 0.0, **options}),
         name="random_robin" if shuffle else "round_robin",
-        schedule=lambda units: schedules.robin(units, rounds, epochs, shuffle=shuffle, seed=seed),
+        schedule=partial(schedules.robin, rounds=rounds, epochs=epochs, shuffle=shuffle, seed=seed),
     )
 
 
@@ -236,7 +236,7 @@ def predsim(
     milestones = (0.5, 0.75, 0.875, 0.9375) if code else (0.5, 0.75, 0.89, 0.94)
     method = Method(
         name="predsim" + ("_code" if code else ""),
-        schedule=lambda units: schedules.simultaneous(units, epochs),
+        schedule=partial(schedules.simultaneous, epochs=epochs),
         head=PredSimHead(max_features),
         loss="predsim",
         loss_options={"beta": beta},
@@ -286,7 +286,7 @@ def transfer(
     base = first_epochs if epochs is None else epochs
     method = Method(
         name=f"transfer_{variant}",
-        schedule=lambda units: bottom_up(units, lambda i: round(base * growth**i)),
+        schedule=partial(bottom_up, epochs=partial(_growing, base, growth)),
         head=DecisionBlock(budget, max_convs=max_convs),
         optimizer=OptimizerSpec("adamw", lr or first_lr, 5e-4),
         lr_factor=growth,
@@ -294,6 +294,10 @@ def transfer(
         regularisation=noise,
     )
     return replace(method, **changes)
+
+
+def _growing(base: float, growth: float, unit: int) -> int:
+    return round(base * growth**unit)
 
 
 def backprop(
@@ -316,7 +320,7 @@ def backprop(
     options = {"momentum": 0.9} if optimizer == "sgd" else {}
     method = Method(
         name="backprop",
-        schedule=lambda units: [Stage(((0, units - 1),), epochs)],
+        schedule=partial(schedules.whole, epochs=epochs),
         optimizer=OptimizerSpec(optimizer, lr, weight_decay, options, milestones=(0.5, 0.75)),
     )
     return replace(method, **changes)

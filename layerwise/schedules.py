@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Schedule", "Stage", "bottom_up", "check_schedule", "robin", "simultaneous", "sliding_windows"]
+__all__ = ["Schedule", "Stage", "bottom_up", "check_schedule", "robin", "simultaneous", "sliding_windows", "whole"]
 
 Window = tuple[int, int]
 
@@ -93,6 +93,11 @@ def sliding_windows(units: int, epochs: Epochs, *, size: int, overlap: int = 0, 
         if last == units - 1:
             return stages
         first += size - overlap
+
+
+def whole(units: int, epochs: int) -> Schedule:
+    """All units as one window: backpropagation end to end."""
+    return [Stage(((0, units - 1),), epochs)]
 
 
 def simultaneous(units: int, epochs: int) -> Schedule:

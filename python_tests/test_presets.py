@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -206,7 +207,8 @@ def test_a_name_is_its_preset(name, options, method):
 
 def test_every_name_makes_a_method():
     for name in presets.PRESETS:
-        assert lw.preset(name, epochs=2).stages(UNITS)
+        method = lw.preset(name, epochs=2)
+        assert pickle.loads(pickle.dumps(method)).stages(UNITS) == method.stages(UNITS) != []
 
 
 @pytest.mark.parametrize(
