@@ -156,7 +156,7 @@ class _BasePlatonicMLP(BaseEstimator):
         self.task_ = task
         self.activation_ = self.activation
         self.n_outputs_ = fitted.weights[-1].shape[1]
-        self.coefs_ = [origin.back(w) for w in fitted.weights]
+        self.coefs_ = [origin.back(w.contiguous()) for w in fitted.weights]
         self.intercepts_ = [origin.back(b) for b in fitted.biases]
         self.layer_scores_ = fit.records
         if group is not None:
