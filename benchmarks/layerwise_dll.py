@@ -22,7 +22,7 @@ from torch import nn
 
 import layerwise as lw
 from layerwise import zoo
-from layerwise.probes import stable_rank
+from layerwise.probes import stable_ranks
 
 MNIST: dict[str, Any] = {"in_channels": 1, "image_size": 28}
 BEST = lw.Stopping(restore_best=True)
@@ -102,7 +102,7 @@ def dropout(args: Any) -> list[Case]:
 
 
 def ranks(trainer: lw.LayerwiseTrainer, _data: Any) -> dict[str, Any]:
-    return {"stable ranks": [stable_rank(unit) for unit in trainer.chain]}
+    return {"stable ranks": [rank for unit in trainer.chain for rank in stable_ranks(unit).values()]}
 
 
 EXPERIMENTS = {"first": first, "segments": segments, "robin": robin, "dropout": dropout}
