@@ -70,7 +70,7 @@ def segments(args: Any) -> list[Case]:
 def robin(args: Any) -> list[Case]:
     make = partial(zoo.make, "vgg13", width=args.width, **MNIST)
     units = len(lw.split(make()))
-    adam = lw.OptimizerSpec("adam", 1e-3)
+    adam = lw.OptimizerSpec("adam", 1e-3, decay="cosine")  # so that what a unit sees comes to rest
     common: dict[str, Any] = {"head": lw.LinearHead(), "optimizer": adam}
     rounds = args.epochs // 2
     return [
