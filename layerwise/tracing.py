@@ -69,23 +69,24 @@ class _Tracer(fx.Tracer):
         self.leaves = leaves
         self.stack: list[str] = []
         self.failed_in: str | None = None
-        self.encoders: set[str] = set()
+        self.encoders: dict[str, set[bool]] = {}  # by name, whether its calls so far could be followed
 
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
         with _Factories(self):
             return super().trace(root, concrete_args)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if module_qualified_name in self.encoders:
+        if self.encoders.get(module_qualified_name) == {True}:
             return False
         return module_qualified_name in self.leaves or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         path = self.path_of_module(m)
         self.stack.append(path)
-        if isinstance(m, nn.TransformerEncoder) and path not in self.leaves and _is_plain(m, args, kwargs):
-            self.encoders.add(path)
-            forward = functools.partial(_encode, m)
+        if isinstance(m, nn.TransformerEncoder) and path not in self.leaves:
+            plain = _is_plain(m, args, kwargs)
+            self.encoders.setdefault(path, set()).add(plain)
+            forward = functools.partial(_encode, m) if plain else forward
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception:
@@ -181,8 +182,9 @@ class _Untraceable(Exception):
         )
 
 
-def _trace(model: nn.Module, leaves: Collection[str]) -> fx.Graph:
-    """The graph. What the forward writes into its modules while it is traced is undone."""
+def _trace(model: nn.Module, leaves: Collection[str]) -> tuple[fx.Graph, set[str]]:
+    """The graph, and the encoders that have to be leaves, for one call has a mask and another has none. What the forward
+    writes into its modules while it is traced is undone."""
     tracer = _Tracer(leaves)
     before = [(module, dict(module.__dict__), dict(module._buffers)) for module in model.modules()]
     try:
@@ -194,7 +196,7 @@ def _trace(model: nn.Module, leaves: Collection[str]) -> fx.Graph:
                         f"its forward assigns to the buffer {buffer!r} instead of changing it by a method such as add_"
                     )
                     raise _Untraceable(name, ValueError(message))
-        return graph
+        return graph, {path for path, ways in tracer.encoders.items() if len(ways) > 1}
     except _Untraceable:
         raise
     except Exception as error:
@@ -279,12 +281,16 @@ def trace_modes(model: nn.Module, leaves: Collection[str] = (), *, extend: bool 
         while len(graphs) < 2:
             model.train(not graphs)
             try:
-                graphs.append(_trace(model, leaves))
+                graph, whole = _trace(model, leaves)
             except _Untraceable as failure:
                 if not extend or not failure.where or failure.where in leaves:
                     raise failure.explain(model) from failure.error
-                leaves.add(failure.where)
+                whole = {failure.where}
+            if whole:
+                leaves |= whole
                 graphs.clear()
+            else:
+                graphs.append(graph)
     return [Trace(graph) for graph in graphs]
 
 

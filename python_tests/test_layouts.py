@@ -329,6 +329,9 @@ class Strict(nn.TransformerEncoderLayer):
         return super().forward(src, src_mask, src_key_padding_mask, is_causal)
 
 
+LAYER = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)  # which encoders copy
+
+
 class Around(nn.Module):
     def __init__(self, encoder, call) -> None:
         super().__init__()
@@ -341,17 +344,23 @@ class Around(nn.Module):
 @pytest.mark.parametrize(
     ("call", "layer", "inside"),
     [
-        (lambda encoder, x: encoder(src=x), nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), True),
-        (lambda encoder, x: encoder(x, None, None), nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), True),
+        (lambda encoder, x: encoder(src=x), LAYER, True),
+        (lambda encoder, x: encoder(x, None, None), LAYER, True),
+        (lambda encoder, x: encoder(encoder(x), torch.zeros(5, 5)), LAYER, False),
+        (lambda encoder, x: encoder(encoder(x, torch.zeros(5, 5))), LAYER, False),
         (lambda encoder, x: encoder(x), Strict(8, 2, 16, batch_first=True), True),
         (lambda encoder, x: encoder(x.movedim(0, 1)).movedim(0, 1), nn.TransformerEncoderLayer(8, 2, 16), False),
-        (
-            lambda encoder, x: encoder(x, torch.zeros(5, 5)),
-            nn.TransformerEncoderLayer(8, 2, 16, batch_first=True),
-            False,
-        ),
+        (lambda encoder, x: encoder(x, torch.zeros(5, 5)), LAYER, False),
     ],
-    ids=["named", "no masks", "strict layers", "samples second", "masked"],
+    ids=[
+        "named",
+        "no masks",
+        "masked the second time",
+        "masked the first time",
+        "strict layers",
+        "samples second",
+        "masked",
+    ],
 )
 def test_calls_of_an_encoder(call, layer, inside):
     model = Around(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), call)
