@@ -16,9 +16,6 @@ inline void check_cuda(cudaError_t status, const char* what) {
                                  cudaGetErrorString(status));
 }
 
-// After every kernel launch: PLATONIC_CHECK_LAUNCH("gram: partial sums").
-#define PLATONIC_CHECK_LAUNCH(what) ::platonic::check_cuda(cudaGetLastError(), what)
-
 // Makes `device` current and puts the caller's device back.
 class DeviceGuard {
 public:
@@ -36,16 +33,39 @@ private:
 
 inline cudaStream_t stream_of(const Launch& on) { return static_cast<cudaStream_t>(on.stream); }
 
-// kernel(arguments...) on `grid` blocks of `threads` threads. A function of the runtime instead of <<<>>>, which a
-// C++ compiler can read too: python_tests/cuda_emulation runs kernels launched this way on the CPU.
+// In a kernel: an array in the shared memory that its launch asked for.
+#ifndef PLATONIC_DYNAMIC_SHARED
+#define PLATONIC_DYNAMIC_SHARED(type, name) extern __shared__ type name[]
+#endif
+
+struct Grid {
+    dim3 blocks, threads;
+    int64_t shared_bytes = 0;  // of a block, beside what the kernel declares
+};
+
+// kernel(arguments...) on `grid`. A function of the runtime instead of <<<>>>, which a C++ compiler can read too:
+// python_tests/cuda_emulation runs kernels launched this way on the CPU.
 template <class... Parameters, class... Arguments>
-void launch(const char* what, void (*kernel)(Parameters...), int64_t grid, int threads, const Launch& on,
+void launch(const char* what, void (*kernel)(Parameters...), const Grid& grid, const Launch& on,
             const Arguments&... arguments) {
+    if (grid.shared_bytes > 48 * 1024)  // more than every device grants unasked
+        check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                        cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                        static_cast<int>(grid.shared_bytes)),
+                   what);
     cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(static_cast<unsigned>(grid));
-    config.blockDim = dim3(static_cast<unsigned>(threads));
+    config.gridDim = grid.blocks;
+    config.blockDim = grid.threads;
+    config.dynamicSmemBytes = static_cast<size_t>(grid.shared_bytes);
     config.stream = stream_of(on);
     check_cuda(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), what);
+}
+
+template <class... Parameters, class... Arguments>
+void launch(const char* what, void (*kernel)(Parameters...), int64_t blocks, int threads, const Launch& on,
+            const Arguments&... arguments) {
+    const Grid grid{dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(threads))};
+    launch(what, kernel, grid, on, arguments...);
 }
 
 inline int multiprocessors(int device) {

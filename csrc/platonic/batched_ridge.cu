@@ -36,7 +36,7 @@ __device__ void store_weights(const G& group, const T* lower, int width, int row
 // Grid: x systems, y values of l2, z slices of right-hand sides.
 template <class T, bool Warp>
 __global__ void solve_gram(GramSystems<T> s, int values) {
-    extern __shared__ double memory[];
+    PLATONIC_DYNAMIC_SHARED(double, memory);
     const Group<Warp> group;
     const int own = Warp ? threadIdx.x / warp_size : 0, systems = Warp ? blockDim.x / warp_size : 1;
     T* lower = reinterpret_cast<T*>(memory) + static_cast<int64_t>(own) * values;
@@ -72,7 +72,7 @@ __global__ void solve_gram(GramSystems<T> s, int values) {
 
 template <class T, bool Warp>
 __global__ void solve_data(DataSystems<T> s, int values) {
-    extern __shared__ double memory[];
+    PLATONIC_DYNAMIC_SHARED(double, memory);
     const Group<Warp> group;
     const int own = Warp ? threadIdx.x / warp_size : 0, systems = Warp ? blockDim.x / warp_size : 1;
     double* lower = memory + static_cast<int64_t>(own) * values;
@@ -126,8 +126,8 @@ __global__ void solve_data(DataSystems<T> s, int values) {
 }
 
 template <class Systems>
-void launch(void (*warp)(Systems, int), void (*block)(Systems, int), const Systems& s, int width, bool data,
-            int64_t value_bytes, const Launch& on) {
+void solve_all(void (*warp)(Systems, int), void (*block)(Systems, int), const Systems& s, int width, bool data,
+               int64_t value_bytes, const Launch& on) {
     if (s.batch == 0 || s.grid == 0) return;
     const DeviceGuard guard(on.device);
     const bool small = width <= warp_size;
@@ -138,26 +138,23 @@ void launch(void (*warp)(Systems, int), void (*block)(Systems, int), const Syste
     const int systems = small ? static_cast<int>(std::min<int64_t>(fit, block_size / warp_size)) : 1;
     const int64_t bytes = values * value_bytes * systems;
     void (*const kernel)(Systems, int) = small ? warp : block;
-    check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    static_cast<int>(bytes)),
-               "batched_ridge: shared memory");
     const dim3 grid(static_cast<unsigned>(std::min<int64_t>((s.batch + systems - 1) / systems, int64_t(1) << 20)),
                     static_cast<unsigned>(std::min<int64_t>(s.grid, grid_limit)),
                     static_cast<unsigned>(
                         std::min<int64_t>(std::max<int64_t>(1, (s.r + right_slice - 1) / right_slice), grid_limit)));
-    kernel<<<grid, small ? systems * warp_size : block_size, bytes, stream_of(on)>>>(s, static_cast<int>(values));
-    PLATONIC_CHECK_LAUNCH("batched_ridge");
+    const int threads = small ? systems * warp_size : block_size;
+    launch("batched_ridge", kernel, {grid, threads, bytes}, on, s, static_cast<int>(values));
 }
 
 template <class T>
 void solve(const GramSystems<T>& s, const Launch& on) {
-    launch(solve_gram<T, true>, solve_gram<T, false>, s, static_cast<int>(s.p), false, sizeof(T), on);
+    solve_all(solve_gram<T, true>, solve_gram<T, false>, s, static_cast<int>(s.p), false, sizeof(T), on);
 }
 
 template <class T>
 void solve(const DataSystems<T>& s, const Launch& on) {
     const int width = static_cast<int>(s.p) + (s.intercepts != nullptr);
-    launch(solve_data<T, true>, solve_data<T, false>, s, width, true, sizeof(double), on);
+    solve_all(solve_data<T, true>, solve_data<T, false>, s, width, true, sizeof(double), on);
 }
 
 }  // namespace

@@ -322,7 +322,6 @@ int64_t narrow_scratch_size(int64_t m, int64_t k, int64_t width_max, int64_t n_t
 
 void fit_narrow(const FitNarrow& args, const Launch& on) {
     const DeviceGuard guard(on.device);
-    const cudaStream_t stream = stream_of(on);
     const Device d{args, Layout(args.m, args.k, args.width_max, args.n_tries)};
     const auto width = [&](int64_t i) { return i < 0 ? 0 : static_cast<int>(args.widths[i]); };
     const auto row_blocks = static_cast<unsigned>(d.at.blocks), tries = static_cast<unsigned>(args.n_tries);
@@ -330,25 +329,22 @@ void fit_narrow(const FitNarrow& args, const Launch& on) {
     double *weights = args.weights, *biases = args.biases;
     int z_from = 0;
 
-    start<<<1, threads, 0, stream>>>(d, width(0));
-    PLATONIC_CHECK_LAUNCH("fit_narrow: start");
+    launch("fit_narrow: start", start, 1, threads, on, d, width(0));
     for (int64_t i = 0; i <= args.layers; ++i) {
         const Place p{i, width(i - 2), width(i - 1), width(i)};
         const bool advance = i >= 2;
-        sweep_rows<<<dim3(i == 0 ? 1 : tries, row_blocks), threads, 0, stream>>>(d, p, z_from, advance);
-        PLATONIC_CHECK_LAUNCH("fit_narrow: sweep_rows");
+        launch("fit_narrow: sweep_rows", sweep_rows, {dim3(i == 0 ? 1 : tries, row_blocks), threads}, on, d, p, z_from,
+               advance);
         if (advance) z_from = 1 - z_from;
         const int h_next = i < args.layers ? width(i + 1) : 0;
-        const unsigned forming = h_next == 0 ? 1 : tries;
-        choose_form<<<forming, threads, 0, stream>>>(d, p, i == 0 ? 1 : args.n_tries, h_next, normals, weights, biases);
-        PLATONIC_CHECK_LAUNCH("fit_narrow: choose_form");
+        launch("fit_narrow: choose_form", choose_form, h_next == 0 ? 1 : args.n_tries, threads, on, d, p,
+               i == 0 ? 1 : args.n_tries, h_next, normals, weights, biases);
         normals += args.n_tries * (1 + p.h + args.k) * h_next;
         weights += p.h_before * p.h;
         biases += i > 0 ? p.h : 0;
     }
-    finish<<<row_blocks, threads, 0, stream>>>(
-        d, Place{args.layers, width(args.layers - 2), width(args.layers - 1), width(args.layers)}, z_from);
-    PLATONIC_CHECK_LAUNCH("fit_narrow: finish");
+    const Place last{args.layers, width(args.layers - 2), width(args.layers - 1), width(args.layers)};
+    launch("fit_narrow: finish", finish, row_blocks, threads, on, d, last, z_from);
 }
 
 }  // namespace cuda

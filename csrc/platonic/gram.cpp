@@ -125,15 +125,6 @@ int64_t segment_rows(int64_t rows) {
 }  // namespace
 
 // Enough slices to fill a device, while their partial results stay below 128 MiB.
-int64_t gram_slices(int64_t rows, int64_t p) {
-    const int64_t limit = std::clamp<int64_t>((int64_t{1} << 24) / std::max<int64_t>(p * p, 1), 4, 256);
-    return std::clamp<int64_t>((rows + 1023) / 1024, 1, limit);
-}
-
-int64_t gram_scratch_bytes(int64_t rows, int64_t p) {
-    return gram_slices(rows, p) * (p * p + 2 * p + 1) * static_cast<int64_t>(sizeof(double));
-}
-
 namespace cpu {
 
 void gram(const GramArgs& args, const Launch& on) {

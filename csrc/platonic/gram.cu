@@ -170,14 +170,10 @@ void gram(const GramArgs& args, const Launch& on) {
     const int64_t slices = gram_slices(args.rows, p);
     const int64_t slice_rows = ((args.rows + slices - 1) / slices + step - 1) / step * step;
     const dim3 grid(static_cast<unsigned>(slices), static_cast<unsigned>(pairs));
-    if (args.is_double)
-        partial_moments<double><<<grid, threads, 0, stream_of(on)>>>(args, p, slice_rows);
-    else
-        partial_moments<float><<<grid, threads, 0, stream_of(on)>>>(args, p, slice_rows);
-    PLATONIC_CHECK_LAUNCH("gram: partial moments");
+    const auto kernel = args.is_double ? partial_moments<double> : partial_moments<float>;
+    launch("gram: partial moments", kernel, {grid, threads}, on, args, p, slice_rows);
     const unsigned blocks = static_cast<unsigned>((p + side - 1) / side);
-    combine_moments<<<dim3(blocks, blocks), dim3(side, side), 0, stream_of(on)>>>(args, p, slices);
-    PLATONIC_CHECK_LAUNCH("gram: combine");
+    launch("gram: combine", combine_moments, {dim3(blocks, blocks), dim3(side, side)}, on, args, p, slices);
 }
 
 }  // namespace cuda

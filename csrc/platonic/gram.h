@@ -16,6 +16,7 @@
 // has the same bits for any number of threads, and for every run on one CUDA device.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "common/launch.h"
@@ -48,8 +49,13 @@ struct GramArgs {
 };
 
 // Device scratch of the CUDA kernel: one partial result (second moments, sums, shift, weight) a slice of rows.
-int64_t gram_slices(int64_t rows, int64_t p);
-int64_t gram_scratch_bytes(int64_t rows, int64_t p);
+inline int64_t gram_slices(int64_t rows, int64_t p) {
+    const int64_t limit = std::clamp<int64_t>((int64_t{1} << 24) / std::max<int64_t>(p * p, 1), 4, 256);
+    return std::clamp<int64_t>((rows + 1023) / 1024, 1, limit);
+}
+inline int64_t gram_scratch_bytes(int64_t rows, int64_t p) {
+    return gram_slices(rows, p) * (p * p + 2 * p + 1) * static_cast<int64_t>(sizeof(double));
+}
 
 namespace cpu {
 void gram(const GramArgs& args, const Launch& on);

@@ -181,7 +181,7 @@ struct Segment {
 // Grid: x segments, y slices of targets.
 template <class T>
 __global__ void __launch_bounds__(block_size) roll(RollingRidge<T> task) {
-    extern __shared__ double memory[];
+    PLATONIC_DYNAMIC_SHARED(double, memory);
     const int64_t segments = (task.n + task.segment - 1) / task.segment;
     for (int64_t c0 = static_cast<int64_t>(blockIdx.y) * right_slice; c0 < task.r;
          c0 += static_cast<int64_t>(gridDim.y) * right_slice) {
@@ -192,27 +192,24 @@ __global__ void __launch_bounds__(block_size) roll(RollingRidge<T> task) {
 }
 
 template <class T>
-void launch(const RollingRidge<T>& task, const Launch& on) {
+void roll_all(const RollingRidge<T>& task, const Launch& on) {
     if (task.n == 0) return;
     const DeviceGuard guard(on.device);
     const int width = static_cast<int>(task.p) + (task.intercepts != nullptr);
     const int slice = static_cast<int>(std::min<int64_t>(task.r, right_slice));
     const int64_t bytes = shared_values(width, width + slice) * static_cast<int64_t>(sizeof(double));
-    check_cuda(cudaFuncSetAttribute(roll<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
-               "rolling_ridge: shared memory");
     const int64_t segments = (task.n + task.segment - 1) / task.segment;
     const dim3 grid(static_cast<unsigned>(std::min<int64_t>(segments, int64_t(1) << 20)),
                     static_cast<unsigned>(std::min<int64_t>((task.r + right_slice - 1) / right_slice, 65535)));
     const int threads = std::min((width + slice + warp_size - 1) / warp_size * warp_size, block_size);
-    roll<T><<<grid, threads, bytes, stream_of(on)>>>(task);
-    PLATONIC_CHECK_LAUNCH("rolling_ridge");
+    launch("rolling_ridge", roll<T>, {grid, threads, bytes}, on, task);
 }
 
 }  // namespace
 
 namespace cuda {
-void rolling_ridge(const RollingRidge<float>& task, const Launch& on) { launch(task, on); }
-void rolling_ridge(const RollingRidge<double>& task, const Launch& on) { launch(task, on); }
+void rolling_ridge(const RollingRidge<float>& task, const Launch& on) { roll_all(task, on); }
+void rolling_ridge(const RollingRidge<double>& task, const Launch& on) { roll_all(task, on); }
 }  // namespace cuda
 
 }  // namespace platonic

@@ -53,8 +53,6 @@ void run_product(const CentredProductArgs& args, const Launch& on) {
 
 }  // namespace
 
-int64_t product_slices(int64_t rows) { return std::clamp<int64_t>((rows + 63) / 64, 1, 264); }
-
 namespace cpu {
 
 void centred_product(const CentredProductArgs& args, const Launch& on) {

@@ -95,24 +95,17 @@ __global__ void __launch_bounds__(threads) project(ProjectRowsArgs a, int64_t p)
 }
 
 template <class T>
-void launch_products(const CentredProductArgs& a, int64_t p, int64_t slices, const Launch& on) {
-    const int64_t slice_rows = (a.data.rows + slices - 1) / slices;
-    const unsigned grid = static_cast<unsigned>(slices);
-    switch (a.count) {
+void (*products_of(int64_t vectors))(CentredProductArgs, int64_t, int64_t) {
+    switch (vectors) {
         case 1:
-            partial_products<T, 1><<<grid, threads, 0, stream_of(on)>>>(a, p, slice_rows);
-            break;
+            return partial_products<T, 1>;
         case 2:
-            partial_products<T, 2><<<grid, threads, 0, stream_of(on)>>>(a, p, slice_rows);
-            break;
+            return partial_products<T, 2>;
         case 3:
-            partial_products<T, 3><<<grid, threads, 0, stream_of(on)>>>(a, p, slice_rows);
-            break;
+            return partial_products<T, 3>;
         default:
-            partial_products<T, 4><<<grid, threads, 0, stream_of(on)>>>(a, p, slice_rows);
-            break;
+            return partial_products<T, 4>;
     }
-    PLATONIC_CHECK_LAUNCH("sorted_pca: partial products");
 }
 
 }  // namespace
@@ -122,25 +115,20 @@ namespace cuda {
 void centred_product(const CentredProductArgs& args, const Launch& on) {
     const DeviceGuard guard(on.device);
     const int64_t p = args.data.columns + args.data.targets, slices = product_slices(args.data.rows);
-    if (args.data.is_double)
-        launch_products<double>(args, p, slices, on);
-    else
-        launch_products<float>(args, p, slices, on);
-    const unsigned blocks = static_cast<unsigned>(((args.count + 1) * p + threads - 1) / threads);
-    combine_products<<<blocks, threads, 0, stream_of(on)>>>(args, p, slices);
-    PLATONIC_CHECK_LAUNCH("sorted_pca: combine");
+    const int64_t slice_rows = (args.data.rows + slices - 1) / slices;
+    const auto kernel = args.data.is_double ? products_of<double>(args.count) : products_of<float>(args.count);
+    launch("sorted_pca: partial products", kernel, slices, threads, on, args, p, slice_rows);
+    const int64_t blocks = ((args.count + 1) * p + threads - 1) / threads;
+    launch("sorted_pca: combine", combine_products, blocks, threads, on, args, p, slices);
 }
 
 void project_rows(const ProjectRowsArgs& args, const Launch& on) {
     const DeviceGuard guard(on.device);
     if (args.data.rows == 0) return;
     const int64_t p = args.data.columns + args.data.targets;
-    const unsigned blocks = static_cast<unsigned>((args.data.rows + warps - 1) / warps);
-    if (args.data.is_double)
-        project<double><<<blocks, threads, 0, stream_of(on)>>>(args, p);
-    else
-        project<float><<<blocks, threads, 0, stream_of(on)>>>(args, p);
-    PLATONIC_CHECK_LAUNCH("sorted_pca: project");
+    const int64_t blocks = (args.data.rows + warps - 1) / warps;
+    const auto kernel = args.data.is_double ? project<double> : project<float>;
+    launch("sorted_pca: project", kernel, blocks, threads, on, args, p);
 }
 
 }  // namespace cuda

@@ -10,6 +10,7 @@
 // go through the same operations wherever it lies, so equal rows tie exactly.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "common/launch.h"
@@ -49,7 +50,7 @@ struct ProjectRowsArgs {
     double* out;              // [m]
 };
 
-int64_t product_slices(int64_t rows);
+inline int64_t product_slices(int64_t rows) { return std::clamp<int64_t>((rows + 63) / 64, 1, 264); }
 
 namespace cpu {
 void centred_product(const CentredProductArgs& args, const Launch& on);

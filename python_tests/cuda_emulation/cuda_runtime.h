@@ -16,6 +16,7 @@
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __shared__ static __attribute__((section("emulated_shared")))
+#define PLATONIC_DYNAMIC_SHARED(type, name) type* const name = static_cast<type*>(emulation::dynamic_shared())
 
 struct uint2 {
     uint32_t x, y;
@@ -31,11 +32,13 @@ using emulation::blockIdx;
 using emulation::dim3;
 using emulation::gridDim;
 using emulation::threadIdx;
+using std::isfinite;
 
 // ---- the runtime ----
 
 enum cudaError_t { cudaSuccess = 0 };
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16 };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 typedef void* cudaStream_t;
 struct cudaLaunchConfig_t {
     dim3 gridDim, blockDim;
@@ -49,6 +52,7 @@ inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) { return *value = 1, cudaSuccess; }
+inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
 inline cudaError_t cudaMemsetAsync(void* to, int value, size_t size, cudaStream_t) {
     memset(to, value, size);
     return cudaSuccess;
@@ -58,7 +62,8 @@ template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
     const std::tuple<Parameters...> parameters(static_cast<Parameters>(arguments)...);
-    emulation::run(config->gridDim, config->blockDim, [&] { std::apply(kernel, parameters); });
+    emulation::run(config->gridDim, config->blockDim, config->dynamicSmemBytes,
+                   [&] { std::apply(kernel, parameters); });
     return cudaSuccess;
 }
 
@@ -66,6 +71,12 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
 
 inline void __syncthreads() { emulation::barrier(false); }
 inline int __syncthreads_or(int x) { return emulation::barrier(x != 0); }
+inline int __syncthreads_and(int x) { return !emulation::barrier(x == 0); }
+inline void __threadfence() {}  // blocks run one after the other
+template <class T>
+T __ldcg(const T* at) {
+    return *at;
+}
 
 inline void __syncwarp(uint32_t mask = 0xffffffffu) { emulation::exchange(emulation::Collective::sync, mask, 0, 0); }
 inline uint32_t __ballot_sync(uint32_t mask, int x) {

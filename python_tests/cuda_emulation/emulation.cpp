@@ -48,6 +48,29 @@ std::string assertion;  // the one that failed
 sigjmp_buf touched;     // where a fault of memory leads
 void* address = nullptr;
 
+// What a launch asked for, against a page that cannot be touched.
+class DynamicShared {
+public:
+    explicit DynamicShared(size_t size) : size_(size), memory_(size > 0 ? allocate(size, true) : nullptr) {
+        now = memory_;
+    }
+    ~DynamicShared() {
+        if (memory_ != nullptr) release(memory_, size_, true);
+        now = nullptr;
+    }
+    DynamicShared(const DynamicShared&) = delete;
+    DynamicShared& operator=(const DynamicShared&) = delete;
+    void spoil() const {
+        if (memory_ != nullptr) memset(memory_, 0xa5, size_);
+    }
+    static void* now;
+
+private:
+    size_t size_;
+    void* memory_;
+};
+void* DynamicShared::now = nullptr;
+
 // Changing places with setjmp costs no system call, unlike swapcontext.
 void wait_for_others() {
     if (_setjmp(fibers[current].place) == 0) _longjmp(scheduler, 1);
@@ -63,7 +86,8 @@ void live() {
 
 void resume(int i) {
     current = i;
-    threadIdx = dim3(static_cast<unsigned>(i), 0, 0);
+    const unsigned n = static_cast<unsigned>(i), row = n / blockDim.x;
+    threadIdx = dim3(n % blockDim.x, row % blockDim.y, row / blockDim.y);
     Fiber& fiber = fibers[i];
     if (_setjmp(scheduler) != 0) {
         if (!assertion.empty()) throw std::runtime_error(std::exchange(assertion, ""));
@@ -79,7 +103,11 @@ void resume(int i) {
     setcontext(&fiber.start);
 }
 
-std::string where(int i) { return "block " + std::to_string(blockIdx.x) + " thread " + std::to_string(i); }
+std::string where(int i) {
+    std::string block = std::to_string(blockIdx.x);
+    if (gridDim.y * gridDim.z > 1) block += " " + std::to_string(blockIdx.y) + " " + std::to_string(blockIdx.z);
+    return "block " + block + " thread " + std::to_string(i);
+}
 
 // Runs the threads of a warp that can; whether any could.
 bool run_warp(int first, int last) {
@@ -160,8 +188,10 @@ private:
 
 void set_backwards(bool value) { backwards = value; }
 
-void run(dim3 grid, dim3 block, const std::function<void()>& thread) {
-    const size_t threads = block.x;
+void* dynamic_shared() { return DynamicShared::now; }
+
+void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread) {
+    const size_t threads = size_t{block.x} * block.y * block.z, blocks = size_t{grid.x} * grid.y * grid.z;
     while (fibers.size() < threads) {
         fibers.emplace_back();
         fibers.back().stack.reset(new char[stack_bytes]);
@@ -170,6 +200,7 @@ void run(dim3 grid, dim3 block, const std::function<void()>& thread) {
     blockDim = block;
     work = &thread;
     const auto handler = std::make_unique<FaultHandler>();
+    const auto shared = std::make_unique<const DynamicShared>(shared_bytes);
     const auto start_anew = [] {  // fibers that stopped somewhere in the middle
         for (Fiber& fiber : fibers) fiber.started = false;
     };
@@ -178,8 +209,11 @@ void run(dim3 grid, dim3 block, const std::function<void()>& thread) {
         throw std::runtime_error(where(current) + " left its memory at " +
                                  std::to_string(reinterpret_cast<uintptr_t>(address)));
     }
-    for (unsigned b = 0; b < grid.x; ++b) {
-        blockIdx = dim3(backwards ? grid.x - 1 - b : b, 0, 0);
+    for (size_t i = 0; i < blocks; ++i) {
+        const size_t b = backwards ? blocks - 1 - i : i, row = b / grid.x;
+        blockIdx = dim3(static_cast<unsigned>(b % grid.x), static_cast<unsigned>(row % grid.y),
+                        static_cast<unsigned>(row / grid.y));
+        shared->spoil();
         try {
             run_block(static_cast<int>(threads));
         } catch (...) {

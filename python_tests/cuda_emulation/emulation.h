@@ -18,8 +18,11 @@ struct dim3 {
 };
 extern dim3 gridDim, blockDim, blockIdx, threadIdx;
 
-// Runs `thread` for all threads of a grid in x. Throws std::runtime_error for the errors above.
-void run(dim3 grid, dim3 block, const std::function<void()>& thread);
+// Runs `thread` for all threads of a grid. Throws std::runtime_error for the errors above.
+void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread);
+
+// The shared memory that the launch asked for.
+void* dynamic_shared();
 
 // Whether threads run from the last to the first: what comes out must not depend on it.
 void set_backwards(bool backwards);

@@ -20,7 +20,7 @@ import torch
 
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[1] / "csrc"
-KERNELS = ("weight_compression/codec.cu", "gradamp/amplify.cu")
+KERNELS = sorted(CSRC.glob("*/*.cu"))
 FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-fPIC", "-shared", "-pthread",
          "-U_FORTIFY_SOURCE", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]  # fmt: skip
 
@@ -41,7 +41,7 @@ def _compiler() -> list[str] | None:
 
 def build(folder: Path) -> ctypes.CDLL:
     """The library, compiled into `folder`: the .cu files as they are, with this folder's cuda_runtime.h before CUDA's."""
-    sources = [*(CSRC / name for name in KERNELS), *sorted(HERE.glob("*.cpp"))]
+    sources = [*KERNELS, *sorted(HERE.glob("*.cpp"))]
     target = folder / "emulated.so"
     objects = [folder / f"{source.name}.o" for source in sources]
     compiler, includes = _compiler(), [f"-I{HERE}", f"-I{CSRC}"]
@@ -65,7 +65,7 @@ class Emulated:
     """What stands in for a submodule of ``platonic_core._C``: its CUDA functions on the CPU, all others its own."""
 
     def __init__(self, library: ctypes.CDLL, native: Any):
-        self.library, self.native, self.at_end = library, native, True
+        self.library, self.native, self.at_end, self.calls = library, native, True, 0
         library.emulated_backwards(False)
 
     def __getattr__(self, name: str):
@@ -89,6 +89,7 @@ class Emulated:
         return memory
 
     def call(self, function: Any, *arguments: Any) -> None:
+        self.calls += 1
         if function(*arguments):
             raise RuntimeError(self.library.emulated_error().decode())
 
