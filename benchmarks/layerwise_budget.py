@@ -6,7 +6,7 @@
 Backpropagation and `dll`, or with `--size 2` its segments, with the same optimiser (AdamW, a rate that falls to 0 by a cosine),
 batches and epochs (dll: per window), each at three learning rates, of which validation chooses; `--augment` shifts the images of
 both. Both keep the best weights by validation. A window's head is thrown away when the next one begins, or else, with
-`--keep-heads`, counts to the end. The budget holds everything: weights, gradients, the optimiser's state,
+`--keep-heads`, counts to the end; with `--chain-patience`, the best one's is kept and the chain ends there. The budget holds everything: weights, gradients, the optimiser's state,
 activations, head, feednet, batch. Peaks are measured: on CUDA by the allocator, elsewhere by counting storages.
 """
 
@@ -31,16 +31,19 @@ def cases(args: Any) -> dict[str, list[Case]]:
     make = partial(zoo.make, args.network, width=args.width, **NETWORKS[args.network], **MNIST)
     units = len(lw.split(make()))
     best = lw.Stopping(restore_best=True)
+    ends = lw.Stopping(restore_best=True, chain_patience=args.chain_patience)
     layerwise = "dll" if args.size == 1 else f"dll, segments of {args.size}"
     if args.noise:
         layerwise += f", noise {args.noise:g}"
+    if args.chain_patience:
+        layerwise += f", ended by {args.chain_patience} without a gain"
     noise = lw.Regularisation(args.noise, gradient_dropout=args.noise)
     found: dict[str, list[Case]] = {"backpropagation": [], layerwise: []}
     for rate in RATES:
         adamw = lw.OptimizerSpec("adamw", rate, 0.01, decay="cosine")
         dll = lw.segments(
             args.size, args.size - 1, budget=args.budget, epochs=args.epochs, optimizer=adamw, lr_factor=1.0,
-            weight_decay_factor=1.0, regularisation=noise, stopping=best, max_channels=args.max_channels,
+            weight_decay_factor=1.0, regularisation=noise, stopping=ends, max_channels=args.max_channels,
             keep_heads=args.keep_heads,
         )  # fmt: skip
         whole = backpropagation(args.epochs, adamw, units, stopping=best)
@@ -68,6 +71,9 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=0.3, help="share of backpropagation's memory")
     parser.add_argument("--size", type=int, default=1, help="units that train together, one of which is new")
     parser.add_argument("--noise", type=float, default=0.0, help="dropout between windows and of heads' gradients")
+    parser.add_argument(
+        "--chain-patience", type=int, help="windows in a row without a gain that end dll, at the best one"
+    )
     parser.add_argument("--augment", action="store_true", help="shift images by up to 2 pixels")
     parser.add_argument("--keep-heads", action="store_true", help="of all windows, within the budget")
     parser.add_argument("--max-channels", type=int, help="most channels of a decision block")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
+import re
+from dataclasses import is_dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +14,7 @@ import torch
 
 from platonic_core.files import atomic_file
 
-__all__ = ["CheckpointError", "load_checkpoint", "rng_state", "save_checkpoint", "set_rng_state"]
+__all__ = ["CheckpointError", "describe", "load_checkpoint", "rng_state", "save_checkpoint", "set_rng_state"]
 
 FORMAT = "platonic layerwise checkpoint"
 VERSION = 1
@@ -48,6 +51,23 @@ def load_checkpoint(path: str | os.PathLike[str], device: torch.device) -> dict[
     if state["version"] != VERSION:
         raise CheckpointError(f"{path}: version {state['version']}, expected {VERSION}")
     return state
+
+
+def describe(value: Any) -> str:
+    """What tells a head, a loss or an optimiser from another: settings too, but of functions only the name."""
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(describe, value))
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {describe(value[key])}" for key in sorted(value)) + "}"
+    if isinstance(value, functools.partial):
+        return f"partial({describe([value.func, value.args, value.keywords])})"
+    if isinstance(value, torch.nn.Module):
+        own = {k: v for k, v in vars(value).items() if not k.startswith("_") and k != "training"}
+        plain = {k: v for k, v in own.items() if isinstance(v, (int, float, str)) or callable(v)}
+        return f"{type(value).__qualname__}({describe({**plain, **dict(value.named_children())})})"
+    if isinstance(value, type) or not (is_dataclass(value) or isinstance(value, (int, float, str, type(None)))):
+        return str(getattr(value, "__qualname__", type(value).__qualname__))
+    return re.sub(" at 0x[0-9a-f]+", "", str(value))
 
 
 def rng_state(*generators: torch.Generator | None) -> dict[str, Any]:

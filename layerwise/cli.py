@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -21,6 +22,7 @@ import layerwise as lw
 from layerwise import presets, zoo
 from layerwise.compare import ENDS_TO_END
 from layerwise.data import Augmentation, Loaders, TensorLoader, make_loaders
+from layerwise.probes.measures import make_measures
 from layerwise.probes.plots import plot_by_layer
 from platonic_core import __version__
 from platonic_core.command_line import Parser, run_command
@@ -49,6 +51,7 @@ def _make_parser() -> Parser:
     train = parsers.add_parser("train", help="train a network of the zoo", epilog=_TRAIN_EXAMPLES)
     _add_data(train)
     _add_model(train)
+    _add_epochs(train)
     train.add_argument("--method", default="greedy2", choices=presets.PRESETS, help="default: greedy2")
     train.add_argument(
         "--budget",
@@ -68,6 +71,7 @@ def _make_parser() -> Parser:
     compare = parsers.add_parser("compare", help="methods at one memory budget, beside backpropagation")
     _add_data(compare)
     _add_model(compare)
+    _add_epochs(compare)
     compare.add_argument(
         "--methods",
         default="backprop,checkpointing,accumulation,greedy2,dll",
@@ -109,7 +113,17 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "--dropout", type=float, help="in the network; predsim: between units (default: 0; predsim: 0.2)"
     )
     group.add_argument("--weights", type=Path, metavar="FILE", help="to begin with, as --save writes them")
-    group.add_argument("--epochs", type=int, default=10, help="per unit; backprop and predsim: in all (default: 10)")
+
+
+def _add_epochs(parser: argparse.ArgumentParser) -> None:
+    text = "per unit; backprop and predsim: in all (default: 10)"
+    parser.add_argument("--epochs", type=int, default=10, help=text)
+
+
+def _check_folders(*paths: Path | None) -> None:
+    for path in paths:
+        if path is not None and not path.absolute().parent.is_dir():
+            raise ValueError(f"{path}: there is no such folder")
 
 
 def _numbers(text: str) -> list[int]:
@@ -140,13 +154,15 @@ def _model(args: argparse.Namespace, loaders: Loaders) -> nn.Module:
     options["dropout"] = 0.0 if between else args.dropout or 0.0
     if args.hierarchy is not None:
         options["hierarchy"] = args.hierarchy
-    torch.manual_seed(args.seed)
     try:
         model = zoo.make(args.model, in_channels=loaders.shape[0], image_size=loaders.shape[1], **options)
     except TypeError as error:
         raise ValueError(f"--model {args.model}: {error}") from None
     if args.weights is not None:
-        model.load_state_dict(load_file(args.weights))
+        try:
+            model.load_state_dict(load_file(args.weights))
+        except (SafetensorError, RuntimeError) as error:
+            raise ValueError(f"--weights {args.weights}: {error}") from None
     return model.to(args.device)
 
 
@@ -168,13 +184,12 @@ def _method(name: str, args: argparse.Namespace) -> lw.Method:
 
 
 def _run_train(args: argparse.Namespace) -> None:
-    for path in (args.checkpoint, args.save, args.history):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise ValueError(f"{path}: there is no such folder")
+    _check_folders(args.checkpoint, args.save, args.history)
     if args.resume and args.checkpoint is None:
         raise ValueError("--resume needs --checkpoint FILE")
     method = _method(args.method, args)
     loaders = _load(args)
+    torch.manual_seed(args.seed)
     model = _model(args, loaders)
     if args.lr is not None:
         method = replace(method, optimizer=replace(method.optimizer, lr=args.lr))
@@ -215,6 +230,7 @@ def _run_compare(args: argparse.Namespace) -> None:
         raise ValueError("compare gives all methods the same samples, without augmentation; leave --augment out")
     if args.dropout and "predsim" in args.methods.split(","):
         raise ValueError("--dropout: predsim drops between units, the others in the network; compare them without")
+    _check_folders(args.plot)
     if args.plot is not None:
         check_format(args.plot)
     methods = args.methods.split(",")
@@ -230,7 +246,8 @@ def _run_compare(args: argparse.Namespace) -> None:
         budget=args.budget,
         epochs=args.epochs,
         batch_size=args.batch,
-        seeds=range(args.seeds),
+        seeds=range(args.seed, args.seed + args.seeds),
+        spec={"predsim": _layers(_model(args, loaders))} if "predsim" in methods else "auto",
         device=args.device,
     )
     print(result)
@@ -245,13 +262,20 @@ def _whole(loader: TensorLoader) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _run_probe(args: argparse.Namespace) -> None:
+    _check_folders(args.plot)
     if args.plot is not None:
         check_format(args.plot)
     loaders = _load(args)
+    torch.manual_seed(args.seed)
     model = _model(args, loaders)
     measures = args.measures.split(",")
     table = lw.probe(model, loaders.train, measures=measures, test_loader=loaders.test, seed=args.seed)
     print(table)
     if args.plot is not None:
-        columns = [name for name in table.trends if name in measures or name.rsplit("_", 1)[0] in measures]
+        columns = [
+            column
+            for measure in make_measures(measures)
+            for i, (column, trend) in enumerate(measure.trends.items())
+            if i == 0 or trend
+        ]
         save_figure(plot_by_layer(table, columns), args.plot)

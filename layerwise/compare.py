@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -119,7 +119,7 @@ def compare(
     seeds: Sequence[int] = (0,),
     feed_batch: int | None = None,
     baseline: Method | None = None,
-    spec: Spec = "auto",
+    spec: Spec | Mapping[str, Spec] = "auto",
     amp: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     workers: int = 0,
@@ -156,7 +156,7 @@ def compare(
     baseline : Method, optional
         The end-to-end training of the first three; None means ``backprop(epochs=epochs)``.
     spec, amp, feed_batch
-        As of :class:`~layerwise.LayerwiseTrainer`.
+        As of :class:`~layerwise.LayerwiseTrainer`; `spec` also by the method's name, "auto" for those not named.
     device : device, default="cpu"
         Where to train.
     workers : int, default=0
@@ -181,7 +181,6 @@ def compare(
         _dataset(data[1]),
         classes,
         batch_size,
-        spec,
         {"amp": amp, "feed_batch": feed_batch},
         torch.device(device),
         workers,
@@ -194,6 +193,13 @@ def compare(
     whole = setting.predict(_Plan("backprop", baseline), batch_size).total
     limit = _bytes(budget, whole)
     plans = [_plan(method, baseline, epochs, limit) for method in methods]
+    specs = spec if isinstance(spec, Mapping) else dict.fromkeys([plan.name for plan in plans], spec)
+    plans = [replace(plan, spec=specs.get(plan.name, "auto")) for plan in plans]
+    for plan in plans:
+        if plan.method.stopping.needs_validation:
+            raise ValueError(f"methods: {plan.name!r} goes by validation accuracy, and compare has no validation data")
+        if any(stage.feed == "cached" for stage in plan.method.stages(len(setting.chain(plan)))):
+            raise ValueError(f"methods: {plan.name!r} feeds from a cache, and compare has none; feed='frozen'")
     rows, runs = [], []
     bar = tqdm(total=len(plans) * len(seeds), unit="run", disable=None if progress is None else not progress)
     with bar:
@@ -257,6 +263,7 @@ class _Plan:
     micro: int = 0
     starts: tuple[int, ...] = ()
     predicted: int = 0
+    spec: Spec = "auto"
 
 
 def _plan(method: str | Method | MethodOf, baseline: Method, epochs: int, limit: int) -> _Plan:
@@ -309,11 +316,10 @@ class _Setting:
     test: Any
     classes: int
     batch: int
-    spec: Spec
     options: dict[str, Any]
     device: torch.device
     workers: int
-    _example: State = field(default=None, repr=False)
+    _batch: tuple[State, Tensor] | None = field(default=None, repr=False)
 
     def loader(self, micro: int, seed: int) -> DataLoader[Any]:
         generator = torch.Generator().manual_seed(seed)
@@ -325,22 +331,25 @@ class _Setting:
             generator=generator,
         )
 
-    def example(self) -> State:
-        if self._example is None:
-            self._example = read_batch(next(iter(self.loader(self.batch, 0))), self.device)[0]
-        return self._example
+    def example(self) -> tuple[State, Tensor]:
+        """A batch: input and labels."""
+        if self._batch is None:
+            self._batch = read_batch(next(iter(self.loader(self.batch, 0))), self.device)
+        return self._batch
 
     def chain(self, plan: _Plan, seed: int = 0) -> Chain:
         torch.manual_seed(seed)
-        chain = split(self.make_model().to(self.device), self.spec)
+        chain = split(self.make_model().to(self.device), plan.spec)
         return checkpointed(chain, plan.starts) if plan.starts else chain
 
     def predict(self, plan: _Plan, micro: int, measure: bool = False) -> MemoryReport:
+        inputs, target = self.example()
         return memory_report(
             self.chain(plan),
             plan.method,
-            self.example(),
+            inputs,
             self.classes,
+            target=target,
             batch_size=micro,
             accumulate=self.batch // micro,
             measure=measure,
@@ -371,7 +380,7 @@ class _Setting:
     def groupings(self, plan: _Plan) -> list[tuple[int, ...]]:
         """Ways to cut the chain into groups that keep alike much, from two groups up to one per unit."""
         chain = self.chain(plan)
-        costs = unit_costs(chain, batch_of(self.example(), min(self.batch, 2)), "memory")
+        costs = unit_costs(chain, batch_of(self.example()[0], min(self.batch, 2)), "memory")
         counts = sorted({min(len(chain), round(1.5**i)) for i in range(2, 20)})
         return [tuple(balance(costs, count)) for count in counts]
 

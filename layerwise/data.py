@@ -35,6 +35,10 @@ class Augmentation:
     flip: bool = False
     cutout: int = 0
 
+    def __post_init__(self) -> None:
+        if self.crop < 0 or self.cutout < 0:
+            raise ValueError(f"Augmentation: expected crop and cutout of at least 0 pixels, got {self}")
+
     def __call__(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """A changed copy of images (B, C, H, W)."""
         n, _, h, w = x.shape

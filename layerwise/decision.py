@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 from torch import Tensor, nn
@@ -53,6 +54,10 @@ class AffineHead:
 
     hidden: tuple[int, ...] = ()
     dropout: float = 0.5
+
+    def __post_init__(self) -> None:
+        if any(width < 1 for width in self.hidden) or not 0 <= self.dropout <= 1:
+            raise ValueError(f"AffineHead: expected positive widths and a dropout from 0 to 1, got {self}")
 
     def build(self, example: Tensor, classes: int) -> nn.Module:
         layers: list[nn.Module] = [nn.Flatten()]
@@ -119,6 +124,10 @@ class DecisionBlock:
     verify: bool = True
 
     def __post_init__(self) -> None:
+        if isinstance(self.budget, Integral) and not isinstance(self.budget, bool):  # NumPy's too
+            object.__setattr__(self, "budget", int(self.budget))
+        elif self.budget is not None and not isinstance(self.budget, float):
+            raise TypeError(f"budget: expected bytes (an int), a fraction (a float) or None, got {self.budget!r}")
         if isinstance(self.budget, float) and not 0 < self.budget <= 1:
             raise ValueError(f"budget: expected bytes (an int) or a fraction above 0 and up to 1, got {self.budget}")
         if isinstance(self.budget, int) and self.budget < 1:
@@ -244,6 +253,7 @@ class _Search:
             place.inputs,
             place.classes,
             window=place.window,
+            target=place.target,
             measure=measure,
             replay=None if measure else self.replay,
             **self.options,

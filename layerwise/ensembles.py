@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.heads import scores_of
-from layerwise.units import Chain, main_tensor
+from layerwise.units import Chain, State, main_tensor
 
 if TYPE_CHECKING:
     from layerwise.trainer import LayerwiseTrainer
@@ -17,22 +18,27 @@ if TYPE_CHECKING:
 __all__ = ["HeadEnsemble", "Truncated", "make_ensemble"]
 
 
+def _state_of(inputs: tuple[Any, ...]) -> State:
+    return inputs[0] if len(inputs) == 1 else inputs
+
+
 class Truncated(nn.Module):
-    """The first units of a chain and the head on the last of them."""
+    """The first units of a chain and the head on the last of them; called with the model's inputs, one by one or as a tuple."""
 
     def __init__(self, chain: Chain, stop: int, head: nn.Module) -> None:
         super().__init__()
         self.units = nn.ModuleList(chain.units[:stop])
         self.head = head
 
-    def forward(self, state: Any) -> Tensor:
+    def forward(self, *inputs: Any) -> Tensor:
+        state = _state_of(inputs)
         for unit in self.units:
             state = unit(state)
         return scores_of(self.head(main_tensor(state)))
 
 
 class HeadEnsemble(nn.Module):
-    """Weighted mean of what the heads along a chain say.
+    """Weighted mean of what the heads along a chain say; called with the model's inputs, one by one or as a tuple.
 
     Parameters
     ----------
@@ -62,6 +68,8 @@ class HeadEnsemble(nn.Module):
         over: str = "logits",
     ) -> None:
         super().__init__()
+        if any(a > b for (a, _), (b, _) in itertools.pairwise(heads)):
+            raise ValueError(f"heads: expected an ascending order of their units, got {[unit for unit, _ in heads]}")
         if over not in ("logits", "probabilities"):
             raise ValueError(f"over: expected 'logits' or 'probabilities', got {over!r}")
         if not heads:
@@ -80,8 +88,9 @@ class HeadEnsemble(nn.Module):
         self.heads = nn.ModuleList(head for _, head in heads)
         self.register_buffer("weights", (raw / raw.sum()).float())
 
-    def forward(self, state: Any) -> Tensor:
+    def forward(self, *inputs: Any) -> Tensor:
         """(B, classes): mean scores, or mean probabilities."""
+        state = _state_of(inputs)
         total: Tensor | None = None
         following = iter(zip(self.places, self.heads, self.weights, strict=True))
         place, head, weight = next(following)
@@ -103,7 +112,7 @@ def make_ensemble(
     weights: Sequence[float] | None = None,
     over: str = "logits",
 ) -> HeadEnsemble:
-    """The ensemble of a trainer's heads, in eval mode; of those on `units`, or of all."""
-    places = trainer.heads if units is None else list(units)
-    heads = [(place, trainer.trainings[trainer.window_of(place)].subnet.head) for place in places]
+    """The ensemble of a trainer's heads, in eval mode; of those on `units`, ascending, or of all."""
+    windows = [trainer.window_of(place) for place in (trainer.heads if units is None else units)]
+    heads = [(window[1], trainer.trainings[window].subnet.head) for window in windows]
     return HeadEnsemble(trainer.chain.units, heads, weights=weights, over=over).eval()

@@ -35,6 +35,11 @@ def read_batch(batch: Any, device: torch.device) -> Batch:
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         size = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
         raise TypeError(f"loader: expected pairs (input, labels), got {type(batch).__name__}{size}")
+    if not isinstance(batch[0], (Tensor, tuple, list)):
+        raise TypeError(
+            "loader: expected inputs in a tensor, or a tuple of them in the order of the forward's arguments, got "
+            f"{type(batch[0]).__name__}"
+        )
     inputs, target = (to_device(part, device) for part in batch)
     if not isinstance(target, Tensor):
         raise TypeError(f"loader: expected labels in a tensor, got {type(target).__name__}")

@@ -158,6 +158,11 @@ def check_filters(
     for stage in stages:
         first = stage.windows[0][0]
         chosen = filter_of(first)
+        if any(filter_of(window[0]) != chosen for window in stage.windows[1:]):
+            raise ValueError(
+                "filtering: windows that train at the same time share their samples, so that they need one filter; train them "
+                "one after the other to filter some alone"
+            )
         if isinstance(chosen, LossFilter) and first - 1 not in ends:
             raise ValueError(_NO_HEAD_BELOW)
         if distributed and chosen is not None and not chosen.equal_counts:

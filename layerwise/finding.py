@@ -34,7 +34,10 @@ def find_units(model: nn.Module) -> list[str]:
         if node.op == "call_module" and _has_kernel(modules[name]) and name in train.first:
             around.setdefault(name, Trace.modules_of(node))
     if not around:
-        raise SplitError("the model has no module with a matrix or kernel among its parameters, so nothing to cut at")
+        raise SplitError(
+            "the model calls no module that has a matrix or kernel among its parameters, so there is nothing to cut at; "
+            "put a single layer into an nn.Sequential"
+        )
 
     def is_narrow(name: str) -> bool:
         return all(name in trace.first and trace.is_narrow(name) for trace in traces)

@@ -97,7 +97,8 @@ def _features(example: Tensor, kind: str) -> int:
 
 @dataclass(frozen=True)
 class LinearHead:
-    """A linear classifier; of images, after averaging over a grid (k = 1 of Belilovsky et al., section 3.1).
+    """A linear classifier; of images, after averaging over a grid (k = 1 of Belilovsky et al., section 3.1); of tokens (B, T, C),
+    after layer normalisation, on their mean.
 
     Attributes
     ----------
@@ -113,11 +114,16 @@ class LinearHead:
     zero_init: bool = False
     batch_norm: bool = False
 
+    def __post_init__(self) -> None:
+        if self.pool < 1:
+            raise ValueError(f"LinearHead: expected a pool of at least 1, got {self}")
+
     def build(self, example: Tensor, classes: int) -> nn.Module:
-        if example.dim() == 3:
-            return TokenHead().build(example, classes)
         layers: list[nn.Module] = []
-        if is_grid(example):
+        if example.dim() == 3:
+            features = example.shape[2]
+            layers += [nn.LayerNorm(features), _Tokens("mean")]
+        elif is_grid(example):
             layers += [Pool(self.pool), nn.Flatten()]
             features = example.shape[1] * pooled(example.shape[2:], self.pool)
         else:
@@ -139,7 +145,8 @@ def _linear(features: int, classes: int, zero_init: bool) -> nn.Linear:
 class ConvHead:
     """k - 1 convolutions, an average over a grid and a linear classifier (equation 2 of Belilovsky et al.).
 
-    On features (B, C), linear layers take the place of the convolutions; on tokens, linear layers of every token.
+    On features (B, C), linear layers take the place of the convolutions. On tokens (B, T, C) the head is a
+    ``TokenHead(hidden=k - 1, width=width)``, and the other attributes do not count.
 
     Attributes
     ----------
@@ -165,8 +172,8 @@ class ConvHead:
     padding: bool = True
 
     def __post_init__(self) -> None:
-        if self.k < 1 or self.downsample < 1 or self.pool < 1:
-            raise ValueError(f"ConvHead: expected k, pool and downsample of at least 1, got {self}")
+        if self.k < 1 or self.downsample < 1 or self.pool < 1 or (self.width is not None and self.width < 1):
+            raise ValueError(f"ConvHead: expected k, width, pool and downsample of at least 1, got {self}")
 
     def build(self, example: Tensor, classes: int) -> nn.Module:
         normed = self.batch_norm and self.k > 1
@@ -240,6 +247,8 @@ class TokenHead:
     def __post_init__(self) -> None:
         if self.pool not in ("mean", "cls", "both"):
             raise ValueError(f"TokenHead: expected pool 'mean', 'cls' or 'both', got {self.pool!r}")
+        if self.hidden < 0 or (self.width is not None and self.width < 1):
+            raise ValueError(f"TokenHead: expected hidden of at least 0 and a positive width, got {self}")
 
     def build(self, example: Tensor, classes: int) -> nn.Module:
         if example.dim() != 3:
@@ -283,6 +292,10 @@ class PredSimHead:
     """
 
     max_features: int = 4096
+
+    def __post_init__(self) -> None:
+        if self.max_features < 1:
+            raise ValueError(f"PredSimHead: expected positive max_features, got {self}")
 
     def build(self, example: Tensor, classes: int) -> nn.Module:
         if is_grid(example):

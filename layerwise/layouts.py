@@ -90,7 +90,9 @@ def _axis_in(module: nn.Module, given: Tensor) -> int | None:
 
 def _sample(values: Sequence[Any]) -> Tensor | None:
     found = values[0] if values else None
-    return found[:2].detach().clone() if isinstance(found, Tensor) and found.dim() > 2 else None
+    if not isinstance(found, Tensor) or found.is_nested or found.dim() < 3:  # nested: of torch's own encoder, masked
+        return None
+    return found[:2].detach().clone()
 
 
 def channel_axis(x: Tensor, made: Sequence[Watched], read: Callable[[], Sequence[Watched]] = tuple) -> int | None:

@@ -76,6 +76,10 @@ class PredSimLoss(nn.Module):
         self.beta = beta
 
     def forward(self, output: Any, target: Tensor) -> Tensor:
+        if target.dim() != 1 or target.is_floating_point():
+            raise ValueError(
+                f"predsim: expected class numbers (N,) as labels, got {target.dtype} {tuple(target.shape)}"
+            )
         scores = scores_of(output)
         loss = (1 - self.beta) * F.cross_entropy(scores, target)
         if isinstance(output, HeadOutput):
@@ -88,10 +92,11 @@ class PredSimLoss(nn.Module):
 
 
 class OneHotMSELoss(nn.Module):
-    """Mean squared difference of the scores and the labels' one-hot codes."""
+    """Mean squared difference of the scores and the labels' one-hot codes, or probabilities (N, classes)."""
 
     def forward(self, scores: Tensor, target: Tensor) -> Tensor:
-        return F.mse_loss(scores, F.one_hot(target, scores.shape[1]).to(scores.dtype))
+        dense = target if target.is_floating_point() else F.one_hot(target, scores.shape[1])
+        return F.mse_loss(scores, dense.to(scores.dtype))
 
 
 def make_local_loss(loss: str | Callable[[Tensor, Tensor], Tensor], **options: Any) -> nn.Module:

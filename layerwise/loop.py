@@ -87,14 +87,15 @@ def _right(scores: Tensor, target: Tensor) -> Tensor | None:
         right = (scores.argmax(1) == target).double()
         return right.sum() if right.dim() == 1 else right.flatten(1).mean(1).sum()
     dense = target.is_floating_point() and target.shape == scores.shape and target.dim() == 2 and target.shape[1] > 1
-    if dense and bool((target >= 0).all()) and torch.allclose(target.sum(1), target.new_ones(()), atol=1e-3):
+    if dense and bool(((target >= 0).all(1) & ((target.sum(1) - 1).abs() <= 1e-3)).all()):
         return (scores.argmax(1) == target.argmax(1)).double().sum()
     return None
 
 
 @torch.no_grad()
 def accuracy(network: Callable[[Any], Any], loader: Iterable[Any], device: torch.device | str = "cpu") -> float:
-    """Share of the loader's samples whose largest score by `network`, a module in eval mode meanwhile, is their class's."""
+    """Share of the loader's samples whose largest score by `network`, a module in eval mode meanwhile, is their class's.
+    Several inputs in a tuple are its arguments."""
     modes = [(m, m.training) for m in network.modules()] if isinstance(network, nn.Module) else []
     count = Counts(torch.device(device))
     try:
@@ -102,7 +103,8 @@ def accuracy(network: Callable[[Any], Any], loader: Iterable[Any], device: torch
             module.training = False
         for batch in loader:
             inputs, target = read_batch(batch, torch.device(device))
-            count.add(scores_of(network(inputs)), target)
+            output = network(*inputs) if isinstance(inputs, tuple) else network(inputs)
+            count.add(scores_of(output), target)
     finally:
         for module, mode in modes:
             module.training = mode
@@ -141,8 +143,10 @@ class Loop:
         accumulate: int = 1,
         clip_norm: float | None = None,
     ) -> None:
-        if accumulate < 1:
-            raise ValueError(f"accumulate: expected at least 1, got {accumulate}")
+        if not isinstance(accumulate, int) or accumulate < 1:
+            raise ValueError(f"accumulate: expected a whole number of at least 1, got {accumulate}")
+        if clip_norm is not None and not clip_norm > 0:
+            raise ValueError(f"clip_norm: expected a number above 0, got {clip_norm}")
         self.feednet = feednet
         self.loss = loss
         self.accumulate = accumulate

@@ -151,6 +151,7 @@ def memory_report(
     clip_norm: float | None = None,
     feed_batch: int | None = None,
     caches: int = 0,
+    target: Tensor | None = None,
     measure: bool = False,
     replay: Replay | None = None,
 ) -> MemoryReport:
@@ -175,6 +176,8 @@ def memory_report(
         As of :class:`~layerwise.LayerwiseTrainer`.
     caches : int, default=0
         Bytes on the same device that a feature cache takes.
+    target : Tensor, optional
+        What labels of `example` look like, whatever their values; None means class numbers.
     measure : bool, default=False
         Run the steps with data and measure them. This takes the memory and the time of a few training steps per window.
     replay : Replay, optional
@@ -193,11 +196,14 @@ def memory_report(
     Notes
     -----
     In float32, predictions agree with measurements on the CPU to the byte; under autocast some statistics of batch
-    normalisation differ in precision. Measurements on CUDA also hold what kernels need for themselves, such as the workspaces
+    normalisation differ in precision, and the one number that torch's mse_loss, smooth_l1_loss and huber_loss give lies in a
+    storage as large as the scores. Measurements on CUDA also hold what kernels need for themselves, such as the workspaces
     of convolutions, and sizes rounded up by the allocator, neither of which can be predicted. Buckets of distributed
     training are in neither.
     """
-    size = batch_size or main_tensor(example).shape[0]
+    size = main_tensor(example).shape[0] if batch_size is None else batch_size
+    if size < 1:
+        raise ValueError(f"batch_size: expected at least 1, got {size}")
     schedule = _reduced(method.stages(len(chain)) if window is None else [Stage((window,), 1)])
     check_schedule(schedule, len(chain))
     plain = replace(method, schedule=schedule, filtering=None, pruning=None, platonic_init=False)
@@ -211,13 +217,17 @@ def memory_report(
         if mode is not None:
             example = tree_map(lambda x: mode.from_tensor(x) if isinstance(x, Tensor) else x, example)
         windows.example = batch_of(example, size)
+        windows.target = None if target is None else target.to("meta")
         if replay is not None:
             feednet.advance = replay.over(feednet.advance)  # type: ignore[method-assign, assignment]
-        target = torch.arange(size, device=feednet.device) % classes
+        if target is None:
+            labels = torch.arange(size, device=feednet.device) % classes
+        else:
+            labels = torch.zeros(size, *target.shape[1:], dtype=target.dtype, device=feednet.device)
         for unit in chain:
             unit.freeze()
         for number in range(len(schedule)):
-            rows += _run_stage(windows, schedule[number:], target, caches)
+            rows += _run_stage(windows, schedule[number:], labels, caches)
     return MemoryReport(tuple(rows), size, measure)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.filtering import Filter
-from layerwise.heads import HeadSpec, LinearHead, OwnHead
+from layerwise.heads import HeadSpec, LinearHead, OwnHead, SizedHeadSpec
 from layerwise.pruning import Pruning
 from layerwise.regularisers import Regularisation
 from layerwise.schedules import Schedule, Stage
@@ -73,7 +73,7 @@ class OptimizerSpec:
             raise ValueError("milestones and restart: only with decay='milestones'")
         if isinstance(self.name, str) and self.name not in _OPTIMIZERS:
             raise ValueError(f"unknown optimiser {self.name!r}; there are {', '.join(_OPTIMIZERS)}, or give a callable")
-        if self.lr <= 0 or self.weight_decay < 0:
+        if not (0 < self.lr < math.inf and 0 <= self.weight_decay < math.inf):
             raise ValueError(
                 f"lr and weight_decay: expected numbers above 0 and of at least 0, got {self.lr}, {self.weight_decay}"
             )
@@ -192,8 +192,13 @@ class Method:
     def __post_init__(self) -> None:
         for name in ("head", "last_head"):
             value = getattr(self, name)
-            if isinstance(value, (type, nn.Module)):
+            fits = isinstance(value, (HeadSpec, SizedHeadSpec)) or (name == "head" and callable(value))
+            if isinstance(value, (type, nn.Module)) or not fits:
                 raise TypeError(f"{name}: expected a specification such as LinearHead(), got {value!r}")
+        kinds = {"optimizer": OptimizerSpec, "regularisation": Regularisation, "stopping": Stopping}
+        for name, kind in kinds.items():
+            if not isinstance(getattr(self, name), kind):
+                raise TypeError(f"{name}: expected {kind.__name__}(...), got {getattr(self, name)!r}")
 
     def stages(self, units: int) -> list[Stage]:
         """The schedule of a chain of so many units."""

@@ -68,9 +68,9 @@ def dll(
     epochs: Epochs | None = None,
     lr: float | None = None,
     weight_decay: float | None = None,
-    input_dropout: float = 0.8,
-    gradient_dropout: float = 0.6,
-    max_convs: int = 4,
+    input_dropout: float | None = None,
+    gradient_dropout: float | None = None,
+    max_convs: int | None = None,
     max_channels: int | None = None,
     **changes: Any,
 ) -> Method:
@@ -99,28 +99,35 @@ def dll(
         See above.
     epochs, lr, weight_decay : optional
         Other than the variant's; of the first unit.
-    input_dropout, gradient_dropout, max_convs, max_channels
-        Of the main variant; the last two of its decision blocks. Where units need little memory, blocks that fill the budget are
-        wide and slow; a limit on their channels makes them faster.
+    input_dropout, gradient_dropout : float, optional
+        Other than the variant's.
+    max_convs, max_channels : int, optional
+        Of decision blocks, which only the main variant has; by default 4, and no limit. Where units need little memory, blocks
+        that fill the budget are wide and slow; a limit on their channels makes them faster.
     **changes
         Other fields of :class:`~layerwise.Method`.
     """
     if variant == "first":
+        if budget not in (None, 0.3) or max_convs is not None or max_channels is not None:
+            raise ValueError(
+                "budget, max_convs, max_channels: the variant 'first' has no decision blocks, and no budget"
+            )
         method = Method(
             name="dll_first",
             schedule=partial(bottom_up, epochs=(30, 40, 50, 60) if epochs is None else epochs),
             head=AffineHead(),
-            optimizer=OptimizerSpec("sgd", lr or 0.05, _or(weight_decay, 8e-5), {"momentum": 0.9}),
+            optimizer=OptimizerSpec("sgd", _or(lr, 0.05), _or(weight_decay, 8e-5), {"momentum": 0.9}),
+            regularisation=Regularisation(input_dropout or 0.0, gradient_dropout=gradient_dropout or 0.0),
         )
     elif variant == "main":
         method = Method(
             name="dll",
             schedule=partial(bottom_up, epochs=300 if epochs is None else epochs),
-            head=DecisionBlock(budget, max_convs=max_convs, max_channels=max_channels),
-            optimizer=OptimizerSpec("adamw", lr or 3e-3, _or(weight_decay, 1e-6), milestones=(0.5, 0.75)),
+            head=DecisionBlock(budget, max_convs=4 if max_convs is None else max_convs, max_channels=max_channels),
+            optimizer=OptimizerSpec("adamw", _or(lr, 3e-3), _or(weight_decay, 1e-6), milestones=(0.5, 0.75)),
             lr_factor=0.8,
             weight_decay_factor=1.15,
-            regularisation=Regularisation(input_dropout, 0.95, gradient_dropout=gradient_dropout),
+            regularisation=Regularisation(_or(input_dropout, 0.8), 0.95, gradient_dropout=_or(gradient_dropout, 0.6)),
             keep_heads=budget is None,
         )
     else:
@@ -288,7 +295,7 @@ def transfer(
         name=f"transfer_{variant}",
         schedule=partial(bottom_up, epochs=partial(_growing, base, growth)),
         head=DecisionBlock(budget, max_convs=max_convs),
-        optimizer=OptimizerSpec("adamw", lr or first_lr, 5e-4),
+        optimizer=OptimizerSpec("adamw", _or(lr, first_lr), 5e-4),
         lr_factor=growth,
         weight_decay_factor=decay,
         regularisation=noise,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from layerwise.layouts import channel_axis, watch
 from layerwise.units import State, Unit, main_tensor
@@ -102,13 +104,9 @@ def filter_importance(
     return total / samples
 
 
-class _Found(Exception):
-    pass
-
-
 def _consumers(module: nn.Module, like: Tensor, channels: int) -> list[tuple[nn.Module, Tensor]]:
-    """The batch normalisations and then the first layer that read `channels` channels, each with the channel that each of its
-    inputs comes from. Found by running the module on channels that hold their own number."""
+    """The layers that read `channels` channels, and batch normalisations before them, each with the channel that each of its
+    inputs comes from. Found by running the module on channels that hold their own number; what a layer makes of them is NaN."""
     shape = [1, *like.shape[1:]]
     numbers = torch.arange(1, channels + 1, dtype=like.dtype, device=like.device)
     tags = numbers.view([1, channels] + [1] * (len(shape) - 2)).expand(shape).clone()
@@ -118,35 +116,77 @@ def _consumers(module: nn.Module, like: Tensor, channels: int) -> list[tuple[nn.
         flat = x[0] if x.dim() == 2 else x[0].flatten(1)[:, 0]
         return flat.round().long() - 1
 
+    def note(m: nn.Module, x: Tensor) -> None:
+        if x.isnan().all():
+            return  # made by a layer that is known
+        if x.isnan().any():
+            raise PruningError(f"{type(m).__name__} reads the unit's channels among others")
+        sources = source(x)
+        if any(m is other for other, _ in found):
+            raise PruningError(f"{type(m).__name__} reads the unit's channels more than once")
+        found.append((m, sources))
+
     def at_norm(m: nn.Module, inputs: Any, _output: Any) -> Tensor:
-        found.append((m, source(inputs[0])))
+        note(m, inputs[0])
         return inputs[0]
 
-    def at_layer(m: nn.Module, inputs: Any) -> None:
-        found.append((m, source(inputs[0])))
-        raise _Found
+    def at_layer(m: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        note(m, inputs[0])
+        return torch.full_like(output, float("nan"))
 
     handles = []
     for m in module.modules():
         if isinstance(m, _Norm):
             handles.append(m.register_forward_hook(at_norm))
         elif isinstance(m, _LAYERS):
-            handles.append(m.register_forward_pre_hook(at_layer))
+            handles.append(m.register_forward_hook(at_layer))
     modes = [(m, m.training) for m in module.modules()]
     try:
         module.eval()
         with torch.no_grad():
             module(tags)
-    except _Found:
-        pass
     finally:
         for handle in handles:
             handle.remove()
         for m, mode in modes:
             m.training = mode
-    if not found or not isinstance(found[-1][0], _LAYERS):
+    if not any(isinstance(m, _LAYERS) for m, _ in found):
         raise PruningError(f"{type(module).__name__} has no convolution or linear layer that reads the unit's output")
     return found
+
+
+def _without(
+    follower: nn.Module, state: Tensor, readers: list[tuple[nn.Module, Tensor]], place: Tensor
+) -> list[Tensor]:
+    """What the follower gives where its readers see 0 in place of the channels that go."""
+
+    def hide(sources: Tensor) -> Callable[[nn.Module, Any], Any]:
+        def hook(_module: nn.Module, inputs: Any) -> Any:
+            stay = (place[sources] >= 0).to(inputs[0].dtype)
+            return (inputs[0] * stay.view(-1, *[1] * (inputs[0].dim() - 2)), *inputs[1:])
+
+        return hook
+
+    handles = [m.register_forward_pre_hook(hide(sources)) for m, sources in readers if isinstance(m, _LAYERS)]
+    try:
+        return _outputs(follower, state)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _outputs(follower: nn.Module, state: Tensor) -> list[Tensor]:
+    return [x for x in tree_leaves(follower(state)) if isinstance(x, Tensor)]
+
+
+def _alike(got: list[Tensor], expected: list[Tensor]) -> bool:
+    def close(a: Tensor, b: Tensor) -> bool:
+        device = b.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else b.dtype
+        allowed = max(1e-5, 8 * torch.finfo(dtype).eps) * (1 + b.abs().max().item())
+        return a.shape == b.shape and torch.allclose(a.float(), b.float(), rtol=0, atol=allowed)
+
+    return len(got) == len(expected) and all(map(close, got, expected))
 
 
 def _narrow_norm(norm: nn.Module, index: Tensor) -> None:
@@ -207,14 +247,15 @@ def prune_unit(unit: Unit, followers: Iterable[nn.Module], state: State, keep: T
     Raises
     ------
     PruningError
-        If the unit's output is not made by one layer alone (a residual), or a follower is of a kind that is not known. The
-        unit and its followers are then as they were.
+        If the unit's output is not made by one layer alone (a residual), or a follower does more with it than feed it to
+        layers (it adds a shortcut, say). The unit and its followers are then as they were.
     """
     modules = [unit, *followers]
     before = {id(m): dict(m.__dict__) for root in modules for m in root.modules()}
     tensors = [(m, dict(m._parameters), dict(m._buffers)) for root in modules for m in root.modules()]
-    mode = unit.training
-    unit.eval()
+    modes = [(m, m.training) for root in modules for m in root.modules()]
+    for root in modules:
+        root.eval()
     try:
         full = main_tensor(unit(state))
         channels = full.shape[1]
@@ -222,20 +263,27 @@ def prune_unit(unit: Unit, followers: Iterable[nn.Module], state: State, keep: T
         last = max((i for i, m in enumerate(inside) if isinstance(m, _LAYERS)), default=-1)
         if last < 0 or len(inside[last].weight) != channels:  # type: ignore[arg-type]
             raise PruningError(f"unit {unit.name!r}: its {channels} output channels are not those of its last layer")
-        readers = [reader for follower in modules[1:] for reader in _consumers(follower, full, channels)]
+        readers = [_consumers(follower, full, channels) for follower in modules[1:]]
+        if any(min(s.min() for _, s in some) < 0 or max(s.max() for _, s in some) >= channels for some in readers):
+            raise PruningError(f"unit {unit.name!r}: a mixture of its channels is read")
+        place = torch.full((channels,), -1, dtype=torch.long, device=keep.device)
+        place[keep] = torch.arange(len(keep), device=keep.device)
+        expected = [_without(follower, full, some, place) for follower, some in zip(modules[1:], readers, strict=True)]
         _narrow_outputs(inside[last], keep)
         for norm in inside[last + 1 :]:
             _narrow_norm(norm, keep)
-        place = torch.full((channels,), -1, dtype=torch.long, device=keep.device)
-        place[keep] = torch.arange(len(keep), device=keep.device)
-        for module, sources in readers:
-            if sources.min() < 0 or sources.max() >= channels:
-                raise PruningError(f"{type(module).__name__} reads a mixture of the unit's channels")
+        for module, sources in itertools.chain.from_iterable(readers):
             index = (place[sources] >= 0).nonzero().flatten()
             (_narrow_norm if isinstance(module, _Norm) else _narrow_inputs)(module, index)
         pruned = main_tensor(unit(state))
         if pruned.shape[1] != len(keep) or not torch.allclose(pruned, full[:, keep], rtol=1e-4, atol=1e-5):
             raise PruningError(f"unit {unit.name!r}: its channels do not stand for themselves, so none can be removed")
+        for follower, outputs in zip(modules[1:], expected, strict=True):
+            if not _alike(_outputs(follower, pruned), outputs):
+                raise PruningError(
+                    f"unit {unit.name!r}: {type(follower).__name__} does more with its channels than feed them to layers, as "
+                    "a shortcut does"
+                )
     except Exception as error:
         for m, parameters, buffers in tensors:
             m.__dict__.update({k: v for k, v in before[id(m)].items() if k not in ("_parameters", "_buffers")})
@@ -245,4 +293,5 @@ def prune_unit(unit: Unit, followers: Iterable[nn.Module], state: State, keep: T
             raise
         raise PruningError(f"unit {unit.name!r} cannot be pruned: {error}") from error
     finally:
-        unit.train(mode)
+        for m, training in modes:
+            m.training = training

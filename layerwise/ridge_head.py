@@ -50,7 +50,13 @@ class _Ridge(nn.Module):
         features = self._seen.float()
         self._seen = None
         ones = torch.ones(len(features), 1, device=features.device)
-        rows = torch.cat([features, F.one_hot(target, self.classes).to(features.dtype), ones], 1)
+        dense = target if target.is_floating_point() else F.one_hot(target, self.classes)
+        if dense.shape != (len(features), self.classes):
+            raise ValueError(
+                f"RidgeHead: expected class numbers (N,) or numbers (N, {self.classes}) as labels, got {target.dtype} "
+                f"{tuple(target.shape)}"
+            )
+        rows = torch.cat([features, dense.to(features.dtype), ones], 1)
         update = (rows.T @ rows).double()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(update)  # the same solution everywhere

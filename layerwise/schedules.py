@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 __all__ = ["Schedule", "Stage", "bottom_up", "check_schedule", "robin", "simultaneous", "sliding_windows", "whole"]
 
@@ -44,8 +45,8 @@ class Stage:
     def __post_init__(self) -> None:
         if not self.windows:
             raise ValueError("a stage needs a window to train")
-        if self.epochs < 1:
-            raise ValueError(f"epochs: expected at least 1, got {self.epochs}")
+        if not isinstance(self.epochs, Integral) or self.epochs < 1:
+            raise ValueError(f"epochs: expected a whole number of at least 1, got {self.epochs}")
         if self.feed not in FEEDS:
             raise ValueError(f"feed: expected one of {FEEDS}, got {self.feed!r}")
         below = -1
@@ -62,8 +63,8 @@ Epochs = int | Sequence[int] | Callable[[int], int]
 def _epochs_of(epochs: Epochs, index: int) -> int:
     if callable(epochs):
         return max(1, round(epochs(index)))
-    if isinstance(epochs, int):
-        return epochs
+    if not isinstance(epochs, Sequence):
+        return epochs  # a stage checks it
     return epochs[min(index, len(epochs) - 1)]
 
 

@@ -83,6 +83,10 @@ def split(
     """
     if isinstance(spec, bool):
         raise TypeError("spec: expected 'auto', a pattern, names, a number or units, got a bool")
+    if not isinstance(spec, (int, str, re.Pattern, Sequence)):
+        raise TypeError(f"spec: expected 'auto', a pattern, names, a number or units, got {spec!r}")
+    if not isinstance(spec, int) and (balance_by, within) != ("memory", "auto"):
+        raise ValueError("balance_by and within: only with a number of blocks as spec")
     _check_initialised(model)
     by_hand = not isinstance(spec, (int, str, re.Pattern)) and any(isinstance(part, Unit) for part in spec)
     if not by_hand:

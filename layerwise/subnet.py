@@ -220,6 +220,8 @@ class Place:
         A batch as it enters the chain.
     output : Tensor
         What the head is shown of the window's first samples.
+    target : Tensor or None
+        What the batch's labels look like; None means class numbers.
     trainings : mapping
         Other windows' trainings so far, whose heads and optimisers stay in memory.
     """
@@ -235,6 +237,7 @@ class Place:
     accumulate: int = 1
     clip_norm: float | None = None
     feed_batch: int | None = None
+    target: Tensor | None = None
 
 
 def make_training(

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from layerwise.checkpoint import CheckpointError, load_checkpoint, rng_state, save_checkpoint, set_rng_state
+from layerwise.checkpoint import CheckpointError, describe, load_checkpoint, rng_state, save_checkpoint, set_rng_state
 from layerwise.ensembles import Truncated
 from layerwise.feature_cache import FeatureCache
 from layerwise.feednet import Batch, Feednet, counted, generators_of, read_batch
@@ -105,10 +105,16 @@ class LayerwiseTrainer:
         callbacks: Sequence[Callable[[LayerwiseTrainer, list[dict[str, Any]]], Any]] = (),
         progress: bool | None = None,
     ) -> None:
+        if not isinstance(method, Method):
+            raise TypeError(
+                f"method: expected a Method such as layerwise.dll() or preset('dll', epochs=10), got {method!r}"
+            )
         if checkpoint_every < 1:
             raise ValueError(f"checkpoint_every: expected at least 1, got {checkpoint_every}")
         if not (distributed in (None, "ddp") or callable(distributed)):
             raise ValueError(f"distributed: expected None, 'ddp' or a callable, got {distributed!r}")
+        if cache is not None and not isinstance(cache, FeatureCache):
+            raise TypeError(f"cache: expected a FeatureCache, got {cache!r}")
         self.chain = model if isinstance(model, Chain) else split(model, spec)
         self.method = method
         self.classes = classes
@@ -127,6 +133,9 @@ class LayerwiseTrainer:
         if cache is None and any(stage.feed == "cached" for stage in self.stages):
             raise ValueError("the schedule feeds from a cache; give one: cache=FeatureCache(...)")
         check_filters(self.stages, method.filter_of, distributed is not None)
+        inner = any(not self.windows.is_output(window) for stage in self.stages for window in stage.windows)
+        if method.pruning is not None and not inner:
+            raise ValueError("pruning: the only window ends with the model's output, whose filters are its scores")
         self.history = History()
         self.trainings, self.pruned = self.windows.trainings, self.windows.pruned
         self.stopped = False
@@ -174,14 +183,16 @@ class LayerwiseTrainer:
             unit.freeze()
         if resume and self.checkpoint is not None and self.checkpoint.exists():
             self._load(loader)
+        else:
+            self._save(loader)  # to begin anew from, should the first epoch fail
         try:
             while self._stage < len(self.stages) and not self.stopped:
                 self._run_stage(self.stages[self._stage], loader, validation)
                 self._stage, self._epoch = self._stage + 1, 0
-                self._save(loader)
+                self._save_when_due(loader)
         except NonFiniteLossError as error:
             if self.checkpoint is not None and self.checkpoint.exists():
-                raise NonFiniteLossError(f"{error}. {self.checkpoint} holds the end of the epoch before") from None
+                raise NonFiniteLossError(f"{error}. {self.checkpoint} holds what was last saved before") from None
             raise
         finally:
             for unit in self.chain:
@@ -220,7 +231,7 @@ class LayerwiseTrainer:
                 ):
                     self._epoch = stage.epochs
                 if self._epoch < stage.epochs:
-                    self._save(loader)
+                    self._save_when_due(loader)
         for window in stage.windows:  # all of them before pruning replaces parameters
             if self._is_over(window):
                 self.trainings[window].restore_best()
@@ -342,18 +353,27 @@ class LayerwiseTrainer:
     # ---- checkpoints ----
 
     def _identity(self) -> dict[str, Any]:
+        top = len(self.chain) - 1
+        ends = sorted({last for stage in self.stages for _, last in stage.windows})
         return {
             "method": self.method.name,
             "units": self.chain.names,
             "stages": [repr(stage) for stage in self.stages],
             "classes": self.classes,
-            "loss": _name_of(self.method.loss),
-            "optimizer": _name_of(self.method.optimizer.name),
+            "heads": [describe(self.method.head_of(i, self.chain.has_output and i == top)) for i in ends],
+            "loss": describe(self.method.loss),
+            "loss_options": describe(dict(self.method.loss_options)),
+            "optimizer": describe(self.method.optimizer.name),
+            "optimizer_options": describe(dict(self.method.optimizer.options)),
         }
 
-    def _save(self, loader: Iterable[Any]) -> None:
+    def _save_when_due(self, loader: Iterable[Any]) -> None:
         over = self._stage == len(self.stages) or self.stopped
-        if self.checkpoint is None or (self._unsaved < self.checkpoint_every and not over):
+        if over or self._unsaved >= self.checkpoint_every:
+            self._save(loader)
+
+    def _save(self, loader: Iterable[Any]) -> None:
+        if self.checkpoint is None:
             return
         self._unsaved = 0
         state = {
@@ -408,8 +428,3 @@ class LayerwiseTrainer:
         if self.cache is not None and state["cache"] is not None:
             self.cache.load_state_dict(state["cache"])
         set_rng_state(state["rng"], *generators_of(loader))
-
-
-def _name_of(value: Any) -> str:
-    """Of a function or class; text is its own."""
-    return value if isinstance(value, str) else getattr(value, "__qualname__", type(value).__qualname__)

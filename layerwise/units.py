@@ -26,7 +26,10 @@ def main_tensor(state: State) -> Tensor:
         return state
     tensors = [x for x in state if isinstance(x, Tensor)] if isinstance(state, (tuple, list)) else []
     if not tensors:
-        raise TypeError(f"expected a tensor or a tuple that holds one, got {type(state).__name__}")
+        raise TypeError(
+            f"expected a tensor or a tuple that holds one, got {type(state).__name__}; wrap a model that gives something else in "
+            "one whose forward gives its scores"
+        )
     return tensors[-1]
 
 
@@ -279,7 +282,15 @@ class Chain:
             with torch.random.fork_rng(devices):
                 expected = self.model(*example) if isinstance(example, tuple) else self.model(example)
             with torch.random.fork_rng(devices):
-                got = self(example)
+                try:
+                    got = self(example)
+                except (TypeError, ValueError, AttributeError) as error:
+                    if not isinstance(example, tuple):
+                        raise
+                    raise TypeError(
+                        f"the model takes these {len(example)} inputs, its units do not: optional arguments of its forward have "
+                        "their defaults in a chain; wrap it in a module whose forward has no defaults for what the loader gives"
+                    ) from error
         _assert_equal(got, expected)
 
     def __repr__(self) -> str:

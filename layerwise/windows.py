@@ -44,6 +44,8 @@ class Windows:
         Units to the channels that pruning has left them.
     example : Tensor or tuple of Tensor, or None
         A batch as it enters the chain, from which sizes are known; None before the first window.
+    target : Tensor or None
+        What its labels look like, on the device "meta".
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Windows:
         self.trainings: dict[Window, Training] = {}
         self.pruned: dict[int, list[int]] = {}
         self.example: State | None = None
+        self.target: Tensor | None = None
 
     @property
     def chain(self) -> Chain:
@@ -83,6 +86,7 @@ class Windows:
             accumulate=self.loop.accumulate,
             clip_norm=self.loop.clip_norm,
             feed_batch=feednet.samples,
+            target=self.target,
         )
 
     def enter(self, window: Window, epochs: int, loader: Iterable[Any], kept: dict[str, Any] | None = None) -> Training:
@@ -111,13 +115,17 @@ class Windows:
         training = self.trainings[window]
         if over:
             training.restore_best()
-            if self.method.pruning is not None and not (self.chain.has_output and window[1] == len(self.chain) - 1):
+            if self.method.pruning is not None and not self.is_output(window):
                 self._prune(training, loader)
             training.end()
         if self.distributed is not None:  # running statistics are each process's own, and averagers may have left steps
             averaged = over and self.loop.averagers.pop(window, None) is not None
             agree((training.subnet.state_dict() if averaged else dict(training.subnet.named_buffers())).values())
         training.sleep()
+
+    def is_output(self, window: Window) -> bool:
+        """Whether a window ends with the model's own output."""
+        return self.chain.has_output and window[1] == len(self.chain) - 1
 
     @property
     def output(self) -> Window:
@@ -132,17 +140,30 @@ class Windows:
         """A first input; the generators are put back."""
         for state, target in self._look_ahead(loader, 0):
             self.chain.check(state)
-            if not target.is_floating_point():
-                if target.dtype != torch.int64 and isinstance(self.method.loss, str):
-                    raise TypeError(f"labels: expected int64, got {target.dtype}")
-                low, high = int(target.min()), int(target.max())
-                if low < 0 or high >= self.classes:
-                    wrong = low if low < 0 else high
-                    raise ValueError(
-                        f"labels: expected 0 to {self.classes - 1}, as classes={self.classes}, got {wrong}"
-                    )
+            self._check_labels(target)
+            self.target = target.to("meta")
             return state
         raise ValueError("loader: expected at least one batch, got none")
+
+    def _check_labels(self, target: Tensor) -> None:
+        named = isinstance(self.method.loss, str)
+        shape = tuple(target.shape)
+        kind = (
+            f"labels: the loss {self.method.loss!r} takes class numbers (N,) or probabilities (N, {self.classes}), got "
+            f"{target.dtype} {shape}; for others give a callable as loss"
+        )
+        if target.is_floating_point():
+            if named and (target.dim() == 1 or target.shape[1] != self.classes):
+                raise ValueError(kind)
+            return
+        if named and target.dtype != torch.int64:
+            raise TypeError(f"labels: expected int64, got {target.dtype}")
+        if named and shape[1:] in ((1,), (self.classes,)):
+            raise ValueError(kind)
+        low, high = int(target.min()), int(target.max())
+        if low < 0 or high >= self.classes:
+            wrong = low if low < 0 else high
+            raise ValueError(f"labels: expected 0 to {self.classes - 1}, as classes={self.classes}, got {wrong}")
 
     def _look_ahead(self, loader: Iterable[Any], boundary: int) -> Iterator[Batch]:
         """Batches at a boundary; afterwards the generators are where they were."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from layerwise import zoo
 from layerwise.cli import main
 from layerwise.presets import PRESETS
 
+compare_module = sys.modules["layerwise.compare"]  # which the function of its name hides
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SMALL = ["--data", "digits", "--model", "cnn4", "--width", "0.125", "--epochs", "2", "--limit", "200", "--batch", "50"]
@@ -56,7 +58,7 @@ def test_an_interrupted_training_goes_on(tmp_path, capsys, monkeypatch):
     def interrupt(self, loader):
         save(self, loader)
         saved.append(1)
-        if len(saved) == 3:
+        if len(saved) == 4:  # the first is made before training
             raise KeyboardInterrupt
 
     monkeypatch.setattr(LayerwiseTrainer, "_save", interrupt)
@@ -92,6 +94,10 @@ def test_an_interrupted_training_goes_on(tmp_path, capsys, monkeypatch):
         (["train", "--model", "mlp", "--hierarchy", "1,2"], "--model mlp: "),
         (["compare", "--methods", "predsim", "--dropout", "0.1"], "--dropout: predsim drops between units"),
         (["probe", "--plot", "x.xyz"], "expected a name that ends in"),
+        (["probe", "--plot", "no/such/folder/x.png"], "there is no such folder"),
+        (["compare", "--plot", "no/such/folder/x.png"], "there is no such folder"),
+        (["probe", "--epochs", "3"], "unrecognized arguments: --epochs"),
+        (["probe", "--weights", __file__], "--weights"),
         ([], "required"),
     ],
 )
@@ -122,6 +128,43 @@ def test_predsims_dropout_is_between_units_alone(monkeypatch, capsys):
         assert run(capsys, "train", *SMALL, "--method", "predsim", *dropout)[0] == 0
     assert made == [0.0, 0.0]
     assert [m.regularisation.input_dropout for m in methods] == [0.2, 0.3]
+
+
+def test_compare_begins_anew_with_every_seed_and_trains_what_train_does(monkeypatch, capsys):
+    first, units = [], []
+    make, split = lw.zoo.make, compare_module.split
+
+    def made(name, **options):
+        model = make(name, **options)
+        first.append(float(next(model.parameters()).sum()))
+        return model
+
+    def cut(*arguments):
+        chain = split(*arguments)
+        units.append(len(chain))
+        return chain
+
+    monkeypatch.setattr(lw.zoo, "make", made)
+    monkeypatch.setattr(compare_module, "split", cut)
+    tiny = [*SMALL[:2], "--model", "resnet18", "--width", "0.05", "--epochs", "1", "--limit", "60", "--batch", "20"]
+    code, _, err = run(capsys, "compare", *tiny, "--methods", "backprop,predsim", "--seeds", "2", "--seed", "5")
+    assert code == 0, err
+    assert set(units) == {9, 18}
+    assert len(set(first)) > 2  # sizes are found with the seed 0
+
+
+def test_probe_plots_what_it_measures(tmp_path, monkeypatch, capsys):
+    from layerwise import cli
+
+    shown = []
+    monkeypatch.setattr(cli, "plot_by_layer", lambda table, columns: shown.append(columns))
+    monkeypatch.setattr(cli, "save_figure", lambda figure, path: None)
+    few = [a for a in SMALL if a not in ("--epochs", "2")]
+    assert (
+        run(capsys, "probe", *few, "--measures", "lsd,cnn_separability,k_redundancy", "--plot", tmp_path / "a.png")[0]
+        == 0
+    )
+    assert shown == [["lsd", "cnn1_separability", "k_redundancy_10"]]
 
 
 def test_weights_to_begin_with(tmp_path, capsys):

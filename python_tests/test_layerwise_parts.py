@@ -411,6 +411,67 @@ def test_a_residual_unit_cannot_be_pruned_and_stays_as_it_was():
     assert torch.equal(chain(x), before) and model[0].a.out_features == 4
 
 
+class Shortcut(nn.Module):
+    def __init__(self, channels: int, leaving: int = 0) -> None:
+        super().__init__()
+        self.norm, self.conv = nn.BatchNorm2d(channels), nn.Conv2d(channels, leaving or channels, 3, padding=1)
+        self.way = nn.Conv2d(channels, leaving, 1) if leaving else nn.Identity()
+
+    def forward(self, x):
+        return torch.relu(self.conv(torch.relu(self.norm(x))) + self.way(x))
+
+
+def with_shortcut(leaving: int = 0) -> nn.Sequential:
+    torch.manual_seed(0)
+    stem = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU())
+    last = nn.Linear(leaving or 4, 10)
+    return nn.Sequential(stem, Shortcut(4, leaving), nn.AdaptiveAvgPool2d(1), nn.Flatten(), last)
+
+
+@pytest.mark.parametrize("keep", [[2], [0, 3]])
+def test_what_a_shortcut_adds_cannot_be_pruned_and_stays_as_it_was(keep):
+    model = with_shortcut()
+    chain = lw.split(model)
+    chain.eval()
+    x = torch.randn(6, 1, 8, 8)
+    before, modes = chain(x), [m.training for m in model.modules()]
+    with pytest.raises(lw.PruningError):
+        lw.prune_unit(chain[0], [chain[1]], x, torch.tensor(keep))
+    assert torch.equal(chain(x), before) and [m.training for m in model.modules()] == modes
+    assert model[0][0].out_channels == model[1].conv.in_channels == 4
+
+
+def test_every_reader_of_pruned_channels_is_narrowed():
+    model = with_shortcut(leaving=7)
+    chain = lw.split(model)
+    x = torch.randn(6, 1, 8, 8)
+    with torch.no_grad():
+        model[0][0].weight[1] = model[0][0].bias[1] = 0
+        model[1].conv.weight[:, 1] = 0
+    head = lw.build_head(lw.PredSimHead(64), chain[0](x), 10)
+    nn.init.normal_(head.classifier.weight)
+    chain.eval()
+    before, scores = chain(x), head(chain[0](x))
+    lw.prune_unit(chain[0], [chain[1], head], x, torch.tensor([0, 2, 3]))
+    assert model[1].norm.num_features == model[1].conv.in_channels == model[1].way.in_channels == 3
+    torch.testing.assert_close(chain(x), before)
+    after = head(chain[0](x))
+    torch.testing.assert_close(after.scores, scores.scores)
+    assert after.similarity.shape == scores.similarity.shape
+
+
+@pytest.mark.parametrize(
+    "head", [lw.LinearHead(), lw.PredSimHead(), lw.ConvHead(3), lw.AffineHead((8,)), lw.DecisionBlock()]
+)
+def test_pruning_beside_every_head(head):
+    method = lw.Method(
+        "pruning", lambda n: lw.bottom_up(n, 1), head=head, optimizer=ADAM, pruning=lw.Pruning(0.5, 1, 2)
+    )
+    trainer = lw.LayerwiseTrainer(cnn(), method, classes=10)
+    trainer.fit(loader(100))
+    assert {k: len(v) for k, v in trainer.pruned.items()} == {0: 3, 1: 3}
+
+
 def test_a_trained_chain_keeps_half_of_its_filters():
     method = replace(METHODS["pruning"], schedule=lambda n: lw.bottom_up(n, 15))
     trainer = lw.LayerwiseTrainer(cnn(8), method, classes=10)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import layerwise as lw
+from layerwise.checkpoint import describe
 from layerwise.data import Augmentation, TensorLoader
 from layerwise.probes import stable_ranks
 from layerwise_cases import ADAM, METHODS, cnn, digits, loader, mlp
@@ -261,24 +263,36 @@ def test_resume_takes_the_rate_that_is_given_now(tmp_path):
         (replace(method(0.1), schedule=lambda n: lw.bottom_up(n, 3)), r"stages\[0\]"),
         (replace(method(0.1), loss="exp_ga"), "loss 'cross_entropy', here 'exp_ga'"),
         (replace(method(0.1), optimizer=ADAM), "optimizer 'sgd', here 'adam'"),
-        (replace(method(0.1), head=lw.ConvHead(2, width=3)), "head or optimiser of units 0 to 0"),
+        (replace(method(0.1), head=lw.ConvHead(2, width=3)), r"heads\[0\] 'LinearHead"),
+        (
+            replace(method(0.1), head=lw.LinearHead(zero_init=True)),
+            r"heads\[0\] .*zero_init=False.* here .*zero_init=True",
+        ),
+        (
+            replace(method(0.1), loss_options={"label_smoothing": 0.1}),
+            "loss_options '{}', here '{label_smoothing: 0.1}'",
+        ),
+        (replace(method(0.1), loss=nn.CrossEntropyLoss(label_smoothing=0.5)), "loss 'cross_entropy', here 'Cross.*0.5"),
+        (
+            replace(method(0.1), optimizer=lw.OptimizerSpec("sgd", 0.1, options={"momentum": 0.9})),
+            "optimizer_options '{}', here '{momentum: 0.9}'",
+        ),
     ):
         with pytest.raises(lw.CheckpointError, match=text):
             fit(cnn(), other, checkpoint=path, resume=True)
-
-
-def test_wrong_options():
-    with pytest.raises(TypeError, match=r"^head: expected a specification such as LinearHead\(\)"):
-        replace(PLAIN, head=lw.LinearHead)
-    with pytest.raises(TypeError, match=r"^head: "):
-        replace(PLAIN, head=nn.Linear(3, 3))
-    with pytest.raises(ValueError, match="right below the window"):
-        lw.LayerwiseTrainer(cnn(), replace(PLAIN, filtering=lw.LossFilter()), classes=10)
-    with pytest.raises(ValueError, match="can be read in every epoch"):
-        fit(cnn(), PLAIN, iter(loader()))
 
 
 def test_an_ensemble_of_more_heads_than_a_float_has_exponents():
     unit, head = nn.Identity(), nn.Identity()
     ensemble = lw.HeadEnsemble([unit], [(0, head)] * 1100)
     assert torch.isfinite(ensemble.weights).all() and float(ensemble.weights.sum()) == pytest.approx(1)
+
+
+def test_what_describes_losses():
+    smooth = nn.CrossEntropyLoss(label_smoothing=0.5)
+    texts = [describe(loss) for loss in (
+        nn.CrossEntropyLoss(), smooth, partial(F.cross_entropy, label_smoothing=0.1), partial(F.mse_loss, reduction="sum"),
+        F.mse_loss, lw.PredSimLoss(0.5), lw.PredSimLoss(0.6), lw.ScoresLoss(F.mse_loss), lw.ScoresLoss(smooth), "exp_ga",
+    )]  # fmt: skip
+    assert len(set(texts)) == len(texts)
+    assert describe(smooth) == describe(nn.CrossEntropyLoss(label_smoothing=0.5))

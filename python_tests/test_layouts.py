@@ -376,6 +376,37 @@ def test_an_encoder_with_a_mask_stays_whole():
     assert lw.split(Encoder(masked=True), ["embedding", "encoder"], example=x).names == ["embedding", "encoder"]
 
 
+class Padded(Encoder):
+    """Which gets its mask, and makes nested tensors of it in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2)
+
+    def forward(self, x, mask):
+        return self.classifier(self.encoder(self.embedding(x), src_key_padding_mask=mask)[:, 0])
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_an_encoder_that_makes_nested_tensors():
+    torch.manual_seed(0)
+    x = torch.randint(0, 20, (8, 5))
+    x[:, 0] = 1
+    data = [((x, x == 0), torch.arange(8) % 4)]
+    for method in (lw.backprop(epochs=2), lw.greedy(epochs=2)):
+        trainer = lw.LayerwiseTrainer(Padded(), method, classes=4, spec=["embedding", "encoder"])
+        trainer.fit(data)
+        assert 0 <= trainer.evaluate(data) <= 1
+    table = lw.probe(trainer.chain, data, measures="lsd")
+    assert [row["name"] for row in table.rows][-2:] == ["embedding", "encoder"]
+
+
+def test_a_linear_head_on_tokens_is_as_it_is_described():
+    tokens = torch.randn(6, 5, 8)
+    head = lw.build_head(lw.LinearHead(zero_init=True, batch_norm=True), tokens, 4)
+    assert not head(tokens).any() and any(isinstance(m, nn.BatchNorm1d) for m in head)
+
+
 @pytest.mark.parametrize(
     ("wrap", "inner"),
     [

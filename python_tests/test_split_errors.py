@@ -144,7 +144,7 @@ def test_what_tracing_cannot_follow(body, message):
     line = body.__code__.co_firstlineno + 1
     for spec in ("auto", ["a", "b"], 2):
         with pytest.raises(SplitError, match=message) as raised:
-            split(model, spec, balance_by="parameters")
+            split(model, spec, balance_by="parameters" if isinstance(spec, int) else "memory")
         assert "Counting cannot be traced" in str(raised.value) and f"{__file__}:{line}" in str(raised.value)
         assert "split(model, [Unit(name, function, modules), ...])" in str(raised.value)
     assert model.count == 0 and isinstance(model.count, torch.Tensor)
@@ -238,13 +238,18 @@ def test_bad_names():
         (["stem", "blocks"], SplitError, "'blocks' is never called"),
         ("stem", ValueError, "for one name write a list"),
         (True, TypeError, "got a bool"),
+        (None, TypeError, "expected 'auto', a pattern, names, a number or units, got None"),
+        (2.0, TypeError, "got 2.0"),
         (0, ValueError, "positive number of blocks"),
         (9, ValueError, "9 blocks of 5 units"),
     ]:
         with pytest.raises(error, match=message):
-            split(model, spec, balance_by="parameters")
+            split(model, spec, balance_by="parameters" if isinstance(spec, int) else "memory")
     with pytest.raises(ValueError, match="need an example input"):
         split(model, 2)
+    for options in ({"balance_by": "parameters"}, {"within": ["stem"]}):
+        with pytest.raises(ValueError, match="only with a number of blocks"):
+            split(model, "auto", **options)
     with pytest.raises(ValueError, match="expected 'memory', 'time' or 'parameters', got 'cost'"):
         split(model, 2, balance_by="cost")
     with pytest.raises(TypeError, match="within: expected"):

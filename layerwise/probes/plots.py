@@ -194,6 +194,8 @@ def plot_scatter(
     if missing or not chosen:
         raise ValueError(f"no projections of layers {missing}; there are {sorted(table.projections)}")
     names = {row["layer"]: row["name"] for row in table.rows}
+    if columns < 1:
+        raise ValueError(f"columns: expected at least 1, got {columns}")
     columns = min(columns, len(chosen))
     down = -(-len(chosen) // columns)
     figure = new_figure(2.7 * columns + 1.3, 2.8 * down)
