@@ -6,8 +6,9 @@
 Backpropagation and `dll`, or with `--size 2` its segments, with the same optimiser (AdamW, a rate that falls to 0 by a cosine),
 batches and epochs (dll: per window), each at three learning rates, of which validation chooses; `--augment` shifts the images of
 both. Both keep the best weights by validation. A window's head is thrown away when the next one begins, or else, with
-`--keep-heads`, counts to the end; with `--chain-patience`, the best one's is kept and the chain ends there. The budget holds everything: weights, gradients, the optimiser's state,
-activations, head, feednet, batch. Peaks are measured: on CUDA by the allocator, elsewhere by counting storages.
+`--keep-heads`, counts to the end; with `--chain-patience`, the best one's is kept and the chain ends there. The budget holds
+everything: weights, gradients, the optimiser's state, activations, head, feednet, batch. Peaks are measured: on CUDA by the
+allocator, elsewhere by counting storages.
 """
 
 from __future__ import annotations
