@@ -86,10 +86,14 @@ class Comparison:
 
         Raises
         ------
+        ValueError
+            If no method fits the budget.
         ImportError
             Without matplotlib, which the extra 'plot' installs.
         """
         rows = [row for row in self.rows if row["accuracy"] is not None]
+        if not rows:
+            raise ValueError("no method fits the budget, so that there is nothing to draw")
         names = [row["method"] for row in rows]
         colours = [COLOURS[0] if row["kept"] else COLOURS[3] for row in rows]
         figure = new_figure(11, 1.5 + 0.4 * len(rows))

@@ -145,6 +145,19 @@ def test_what_cannot_fit_is_said_and_not_run():
         assert (row["accuracy"], row["kept"], row["peak_mb"]) == (None, False, None)
         assert "MB with whatever micro-batch" in row["note"]
     assert str(result).splitlines()[-1].startswith("dll: does not fit: it needs ")
+    with pytest.raises(ValueError, match="nothing to draw"):
+        result.plot("never.png")
+
+
+def test_units_by_method_and_what_compare_cannot_give():
+    result = run(["greedy1", "greedy2"], budget=1.0, spec={"greedy1": ["0", "6"]})
+    assert [row["passes"] for row in result.rows] == [2, 5]
+    for method, message in (
+        (lw.greedy(epochs=1, stopping=lw.Stopping(patience=1)), "'greedy1' goes by validation accuracy"),
+        (lw.Method("c", lambda n: lw.bottom_up(n, 1, feed="cached")), "'c' feeds from a cache"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run([method])
     assert result.runs == []
 
 
