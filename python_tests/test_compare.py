@@ -145,6 +145,7 @@ def test_what_cannot_fit_is_said_and_not_run():
         assert (row["accuracy"], row["kept"], row["peak_mb"]) == (None, False, None)
         assert "MB with whatever micro-batch" in row["note"]
     assert str(result).splitlines()[-1].startswith("dll: does not fit: it needs ")
+    assert result.runs == []
     with pytest.raises(ValueError, match="nothing to draw"):
         result.plot("never.png")
 
@@ -158,7 +159,6 @@ def test_units_by_method_and_what_compare_cannot_give():
     ):
         with pytest.raises(ValueError, match=message):
             run([method])
-    assert result.runs == []
 
 
 def test_small_micro_batches_make_tight_budgets():
