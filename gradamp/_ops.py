@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from gradamp import reference
 from gradamp.amplifier import KINDS, Amplifier
@@ -40,11 +41,11 @@ _STREAMED_FROM = 32 << 20  # bytes of a gradient that no cache will keep
 
 
 def is_transformed() -> bool:
-    """Whether a transform of ``torch.func`` is at work, whose derivatives and batches the ops do not know.
+    """Whether a transform of ``torch.func`` or forward-mode AD is at work, whose derivatives and batches the ops do not know.
 
     torch has no documented question for it: ops can be told of vmap, but not of forward-mode derivatives (jvp, hessian).
     """
-    return torch._C._are_functorch_transforms_active()
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def arithmetic(dtype: torch.dtype) -> torch.dtype:
@@ -69,6 +70,22 @@ def _check(x: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None) -
         raise ValueError(f"expected class indices of shape {tuple(indices)}, got {tuple(target.shape)}")
     if weight is not None:
         check_weight(weight, x.shape[1], x.device)
+
+
+def check_transformed(x: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None, ignore_index: int) -> None:
+    """:func:`_check` for the reference, and class indices as far as they can be seen: not those that are transformed."""
+    _check(x, target, weight)
+    if not target.is_floating_point():
+        check_indices(target, x.shape[1], ignore_index)
+
+
+def check_indices(target: torch.Tensor, classes: int, ignore_index: int) -> None:
+    if torch.compiler.is_compiling() or target.device.type != "cpu":
+        return
+    if not torch._C._functorch.is_functorch_wrapped_tensor(target):
+        wrong = target[((target < 0) | (target >= classes)) & (target != ignore_index)]
+        if len(wrong):
+            raise IndexError(f"expected class indices from 0 to {classes - 1} or {ignore_index}, got {int(wrong[0])}")
 
 
 def check_weight(weight: torch.Tensor, classes: int, device: torch.device) -> None:

@@ -40,7 +40,11 @@ class Amplifier:
             raise ValueError(f"expected beta >= 0, got {self.beta}")
         if not -_LARGEST_MAX_INPUT <= self.max_input <= _LARGEST_MAX_INPUT:
             raise ValueError(f"expected max_input in [-80, 80], got {self.max_input}")
-        if len(set(self.target_values)) != 2 or not all(math.isfinite(t) for t in self.target_values):
+        if (
+            len(self.target_values) != 2
+            or len(set(self.target_values)) != 2
+            or not all(math.isfinite(t) for t in self.target_values)
+        ):
             raise ValueError(
                 f"expected target_values (t_neg, t_pos), two different finite numbers, got {self.target_values}"
             )

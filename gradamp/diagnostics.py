@@ -71,8 +71,12 @@ class GradientRecorder:
         if layers is None:
             kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
             self.layers = [name for name, module in modules.items() if isinstance(module, kinds)]
+        elif isinstance(layers, str):
+            raise TypeError(f"layers: expected names in a list, got {layers!r}")
         else:
             self.layers = list(layers)
+        if samples < 1:
+            raise ValueError(f"samples: expected at least 1, got {samples}")
         unknown = [name for name in self.layers if name not in modules]
         if unknown or not self.layers:
             raise ValueError(f"no layers {unknown} to watch; there are {', '.join(filter(None, modules)) or 'none'}")
@@ -149,12 +153,22 @@ class GradientRecorder:
 
 
 def plot_output_gradients(
-    recorders: Mapping[str, GradientRecorder], epochs: Sequence[int] = (0, 3), bins: int = 80
+    recorders: Mapping[str, GradientRecorder], epochs: Sequence[int] | None = None, bins: int = 80
 ) -> Any:
     """Figure 4.2: histograms of the output layer's gradients, a row for each epoch and a column for each loss.
 
-    Returns a matplotlib figure; raises ImportError without matplotlib.
+    `epochs`, counted from 0, are by default the first and the fourth, or the last of fewer. Returns a matplotlib figure; raises
+    ImportError without matplotlib, ValueError for an epoch that was not recorded.
     """
+    if not recorders:
+        raise ValueError("recorders: expected at least one, got none")
+    recorded = min(len(recorder.output_gradients) for recorder in recorders.values())
+    if epochs is None:
+        epochs = sorted({0, min(3, recorded - 1)}) if recorded else [0]
+    if not all(0 <= epoch < recorded for epoch in epochs):
+        raise ValueError(
+            f"epochs: expected numbers from 0 to below the {recorded} that were recorded, got {tuple(epochs)}"
+        )
     figure = new_figure(3.2 * len(recorders), 2.4 * len(epochs))
     panels = figure.subplots(len(epochs), len(recorders), squeeze=False)
     for row, epoch in zip(panels, epochs, strict=True):
@@ -171,11 +185,13 @@ def plot_layer_rms(recorders: GradientRecorder | Mapping[str, GradientRecorder])
     """
     if isinstance(recorders, GradientRecorder):
         recorders = {"": recorders}
-    layers = next(iter(recorders.values())).layers
+    layers = list(dict.fromkeys(layer for recorder in recorders.values() for layer in recorder.layers))
     figure = new_figure(2.8 * len(layers) + 1.2, 2.6)
     panels = figure.subplots(1, len(layers), squeeze=False)[0]
     for panel, layer in zip(panels, layers, strict=True):
         for name, recorder in recorders.items():
+            if layer not in recorder.layers:
+                continue
             rms = [epoch[layer] for epoch in recorder.layer_rms]
             panel.plot(range(1, len(rms) + 1), rms, "o-", markersize=3, label=name)
         panel.set(title=f"layer {layer}", xlabel="epoch", ylabel="RMS of gradient", yscale="log")

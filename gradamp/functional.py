@@ -110,6 +110,7 @@ def amplified_loss(
         )  # fmt: skip
         return loss[0] if reduction == "none" else loss
     if _ops.is_transformed():
+        _ops.check_transformed(input, target, weight, ignore_index)
         return reference.loss(input, target, amplifier, weight=weight, ignore_index=ignore_index, reduction=reduction)
     needs_gradient = torch.is_grad_enabled() and input.requires_grad
     # In float16 the gradient of one loss waits for the backward pass and its factor: see the notes on float16 above.
@@ -186,5 +187,7 @@ def predict_proba(logits: Tensor, loss: Any) -> Tensor:
         return torch.softmax(x.clamp(max=amplifier.max_input) + torch.log1p(beyond), axis)
     t_neg, t_pos = amplifier.target_values
     y = ((reference.activate(x, amplifier) - t_neg) / (t_pos - t_neg)).clamp(min=0)
+    most = y.amax(axis, keepdim=True)
+    y = torch.where(most.isinf(), (y == most).to(y.dtype), y)  # beyond the type's range: all of the sum
     total = y.sum(axis, keepdim=True)
-    return torch.where(total > 0, y / total, 1 / x.shape[axis])
+    return torch.where(total == 0, 1 / x.shape[axis], y / total)

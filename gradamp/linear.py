@@ -89,6 +89,8 @@ def linear_loss(
     """The loss of any amplifier, with the arguments of :func:`linear_exp_ga`."""
     hidden, weight, bias, target = prepare(hidden, weight, bias, target, class_weight, reduction)
     if _ops.is_transformed():
+        _check(hidden, weight, bias, target, class_weight, weight.shape[0])
+        _ops.check_indices(target, weight.shape[0], ignore_index)
         return reference.loss(
             F.linear(hidden, weight, bias), target, amplifier,
             weight=class_weight, ignore_index=ignore_index, reduction=reduction,
@@ -105,6 +107,10 @@ def prepare(
     """Samples in one dimension, in the type of autocast; raises for what no linear layer with a loss can do."""
     check_reduction(reduction, ("sum", "mean"))
     refuse_gradient("class_weight", class_weight)
+    if target.shape != hidden.shape[:-1]:
+        raise ValueError(
+            f"expected target of shape {tuple(hidden.shape[:-1])} for hidden {tuple(hidden.shape)}, got {tuple(target.shape)}"
+        )
     device = hidden.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)

@@ -8,6 +8,7 @@ and let it touch no other.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +25,7 @@ class BatchedRidge(NamedTuple):
     Attributes
     ----------
     coef : array
-        Weights; NaN where the status is not 0.
+        Weights; NaN where the status is not 0, and of right-hand sides that are not finite.
     intercept : array or None
         Constants; None when none were fitted.
     status : array of int32
@@ -161,6 +162,20 @@ def _solve_wide(
     x: torch.Tensor, y: torch.Tensor, l2: torch.Tensor, gram: bool, fit_intercept: bool, rtol: float
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
     """What the kernels compute, through torch.linalg, for p beyond their limit."""
+    coef, intercept, status = _solve_together(x, y, l2, gram, fit_intercept, rtol)
+    refused = (status != 0).all(1)[:, None, None]
+    if bool(refused.any()) and torch.is_grad_enabled() and (x.requires_grad or y.requires_grad):
+        # Once more without their data, which may be NaN: no factor of 0 takes that away from gradients.
+        x, y = torch.where(refused, 0.0, x), torch.where(refused, 0.0, y)
+        coef, intercept, _ = _solve_together(x, y, l2, gram, fit_intercept, rtol)
+        coef = torch.where(refused[..., None], torch.nan, coef)
+        intercept = None if intercept is None else torch.where(refused, torch.nan, intercept)
+    return coef, intercept, status
+
+
+def _solve_together(
+    x: torch.Tensor, y: torch.Tensor, l2: torch.Tensor, gram: bool, fit_intercept: bool, rtol: float
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
     dtype, mean_x, mean_y = x.dtype, None, None
     if not gram:
         x, y = x.double(), y.double()
@@ -250,13 +265,18 @@ def rolling_ridge(
     (xs, ys), origin = _enter(x, y)
     flat = ys.ndim == 1
     ys = ys[:, None] if flat else ys
-    if not 0 <= l2 < float("inf"):
+    least = window if min_periods is None else min_periods
+    for name, count in (("window", window), ("min_periods", least)):
+        if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
+            raise ValueError(f"expected {name} to be an integer of at least 1, got {count!r}")
+    if not isinstance(l2, Real) or not 0 <= l2 < float("inf"):
         raise ValueError(f"expected l2 to be finite and >= 0, got {l2!r}")
     if rtol is None:
         rtol = 10 * torch.finfo(torch.float64).eps
-    elif not rtol >= 0:
+    elif not isinstance(rtol, Real) or not rtol >= 0:
         raise ValueError(f"expected rtol >= 0, got {rtol!r}")
-    least = window if min_periods is None else min_periods
+    if not isinstance(fit_intercept, bool):
+        raise ValueError(f"expected fit_intercept to be True or False, got {fit_intercept!r}")
     options = (int(window), float(l2), bool(fit_intercept), int(least), float(rtol))
     coef, intercept, status = torch.ops.platonic.rolling_ridge(xs.detach(), ys.detach(), *options)
     if flat:

@@ -267,7 +267,10 @@ def _load_rows(args: Namespace, model: Any) -> tuple[np.ndarray, np.ndarray | No
     labels = classes is not None and classes.dtype.kind not in "biuf"
     path = Path(args.data_dir or "") / args.data
     X, y = load_columns(path, names, args.target, labels=labels, **options)
-    return X, y if y is None or classes is None or labels else y.astype(classes.dtype)
+    if y is None or classes is None or labels:
+        return X, y
+    as_classes = y.astype(classes.dtype)
+    return X, as_classes if np.array_equal(as_classes, y) else y
 
 
 def _prediction_table(model: Any, X: np.ndarray, predicted: np.ndarray, proba: bool) -> str:

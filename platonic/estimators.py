@@ -213,7 +213,9 @@ class _BasePlatonicMLP(BaseEstimator):
             return Y, Y.new_zeros(Y.shape[1]), Y.new_ones(Y.shape[1])
         w = torch.ones(len(Y), dtype=torch.float64, device=Y.device) if weights is None else weights.to(Y.device)
         mean = (w @ Y) / w.sum()
-        std = ((w @ (Y - mean).square()) / w.sum()).sqrt()
+        most = (Y - mean).abs().amax(0)
+        most = torch.where(most > 0, most, 1.0)  # squares of numbers of any size
+        std = ((w @ ((Y - mean) / most).square()) / w.sum()).sqrt() * most
         std = torch.where(std > 32 * torch.finfo(torch.float64).eps * mean.abs(), std, 1.0)
         return (Y - mean) / std, mean, std
 
@@ -226,7 +228,10 @@ class _BasePlatonicMLP(BaseEstimator):
             class_weight, classes=classes, y=classes[group.numpy()],
             sample_weight=None if weights is None else weights.cpu().numpy(),
         )  # fmt: skip
-        return torch.from_numpy(np.asarray(per_class, dtype=np.float64))[group]
+        factors = np.asarray(per_class, dtype=np.float64)
+        if not (np.isfinite(factors).all() and (factors >= 0).all()):
+            raise ValueError(f"class_weight must hold finite numbers of at least 0, got {class_weight!r}.")
+        return torch.from_numpy(factors)[group]
 
     # ---- predicting ----
 

@@ -296,7 +296,9 @@ def _fit_deep_and_narrow(
     )  # fmt: skip
     Z = found.representation.to(rows.X.dtype)
     readout = fit_readout(Z, rows.Y, rows.weights, options.readout, rows.loo)
-    variance = float(readout.moments.yy[0, 0]) / readout.moments.total
+    variance = (
+        float(readout.moments.yy[0, 0]) / readout.moments.total or 1.0
+    )  # of a constant target nothing is left to explain
     records = [
         LayerRecord(plan.width, plan.projection, lsd, 1 - lsd / variance, 0.0, plan.width, jitter)
         for plan, lsd, jitter in zip(plans, found.lsd[1:].tolist(), found.jitter[1:].tolist(), strict=True)
@@ -364,7 +366,7 @@ def _select_units(
     tries = POOL if options.n_tries is None else options.n_tries
     count = width
     if tries > 1:  # few samples cannot choose among many candidates
-        most = min(width + max(MOST_EXTRA, width // 2), int(layer.total_weight / SAMPLES_PER_CANDIDATE))
+        most = min(width + max(MOST_EXTRA, width // 2), int(layer.effective_samples / SAMPLES_PER_CANDIDATE))
         count = max(width, min(max(tries * width, LEAST_POOL), most))
     judged = rows.judged(count)
     pool, candidates = draw_candidates(layer, judged.index, judged.weights, count, rng)

@@ -64,8 +64,10 @@ def check_parameters(estimator: Any) -> Settings:
         _number("alpha", p.alpha, 0.0, np.inf, open_low=True), _number("beta", p.beta, 0.0, np.inf), relative,
         _image_shape(p.image_shape),
     )  # fmt: skip
-    if target.image_shape is not None and not {"auto", "pairs"} & set(projections):
-        raise ValueError("image_shape is used by the projections 'auto' and 'pairs' only; leave it out for the others.")
+    if target.image_shape is not None and projections[0] not in ("auto", "pairs"):
+        raise ValueError(
+            "image_shape is used where the first layer's projection is 'auto' or 'pairs'; leave it out for the others."
+        )
     readout = ReadoutOptions(
         p.l2 if p.l2 == "loo" else float(p.l2), _one_of("solver", p.solver, tuple(SOLVERS)), p.tol, relative
     )
@@ -129,6 +131,8 @@ def _widths(sizes: Any) -> list[int]:
 
 
 def _projections(projection: Any, layers: int, relative: bool) -> list[str]:
+    if not isinstance(projection, str) and not (isinstance(projection, Sequence) or hasattr(projection, "__array__")):
+        raise ValueError(f"projection must be a name or a name for each layer, got {projection!r}.")
     names = [projection] * layers if isinstance(projection, str) else list(projection)
     if len(names) != layers:
         raise ValueError(f"projection names {len(names)} layers, but hidden_layer_sizes has {layers}.")
@@ -169,7 +173,7 @@ def _one_of(name: str, value: Any, allowed: Sequence[str]) -> str:
 def _number(name: str, value: Any, low: float, high: float, *, open_low: bool = False, also: str = "") -> float:
     real = isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_)
     if not real or not np.isfinite(value) or not low <= value <= high or (open_low and value == low):
-        span = f"{'(' if open_low else '['}{low:g}, {high:g}]"
+        span = f"{'(' if open_low else '['}{low:g}, {high:g}{']' if np.isfinite(high) else ')'}"
         raise ValueError(f"{name} must be a number in {span}{f' or {also}' if also else ''}, got {value!r}.")
     return float(value)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import torch
@@ -194,7 +195,7 @@ def _iterate(rows: _Rows, start: torch.Tensor, model: _Model | None, tol: float,
         basis = torch.cat([basis, block], 1)
         result = torch.cat([result, rows.product(block)], 1)
         ritz = _solve_small(basis, result)
-        if ritz.error <= tol or rows.passes == max_passes:
+        if ritz.error <= tol or rows.passes >= max_passes:
             return ritz
         if rows.passes > 2 and ritz.error > _PROGRESS * error:
             model = None
@@ -347,6 +348,12 @@ def sorted_pca(
     """
     x, y_, weight, origin = _enter(X, y, sample_weight)
     m = x.shape[0]
+    if isinstance(n, bool) or not isinstance(n, Integral):
+        raise ValueError(f"sorted_pca: expected n to be an integer, got {n!r}")
+    if isinstance(max_passes, bool) or not isinstance(max_passes, Integral) or max_passes < 1:
+        raise ValueError(f"sorted_pca: expected max_passes to be an integer of at least 1, got {max_passes!r}")
+    if not isinstance(tol, Real) or not 0 <= tol < math.inf:
+        raise ValueError(f"sorted_pca: expected tol to be finite and >= 0, got {tol!r}")
     if not 1 <= n <= m:
         raise ValueError(f"sorted_pca: expected 1 <= n <= {m}, the number of samples, got n={n}")
     return origin.back(sorted_pca_rows(x, n, weight, y_, tol, max_passes))

@@ -3,8 +3,9 @@
 The file is an ordinary safetensors file, readable by any of its libraries. Its ``__metadata__`` has one entry,
 ``"platonic"``, a JSON object::
 
-    {"format": "platonic-model", "version": 1, "tensors": [NAME, ...], "metadata": VALUE}
+    {"format": "platonic-model", "version": 1, "tensors": [NAME, ...], "metadata": VALUE, "sha256": HEX}
 
+``sha256`` is that of the other entries and of all arrays (:func:`_digest`), so that damage is noticed.
 ``tensors`` names the arrays that were torch tensors and become tensors again. ``VALUE`` is JSON, in which an object
 with a single key says what JSON has no type for:
 
@@ -20,6 +21,7 @@ with a single key says what JSON has no type for:
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -84,6 +86,7 @@ def save_model(
         "metadata": _encode(dict(metadata), "metadata", 0),
     }
     plain = {name: _plain_array(name, array) for name, array in arrays.items()}
+    header["sha256"] = _digest(header, plain)
     text = json.dumps(header, allow_nan=False, separators=(",", ":"))
     write_atomically(path, _safetensors_bytes(plain, metadata={_ENTRY: text}))
 
@@ -127,8 +130,21 @@ def load_model(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, 
     for key in header["tensors"]:
         if key not in arrays:
             raise ModelFormatError(f"{name}: the header names a tensor {key!r} that the file does not hold")
+    if header["sha256"] != _digest(header["plain"], arrays):
+        raise ModelFormatError(f"{name}: damaged: what it holds does not have the checksum that was written")
+    for key in header["tensors"]:
         arrays[key] = torch.from_numpy(arrays[key])
     return arrays, header["metadata"]
+
+
+def _digest(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of everything that is written."""
+    digest = hashlib.sha256(json.dumps(header, allow_nan=False, separators=(",", ":")).encode())
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def _read_header(name: str, entries: Mapping[str, str] | None) -> dict[str, Any]:
@@ -150,6 +166,7 @@ def _read_header(name: str, entries: Mapping[str, str] | None) -> dict[str, Any]
         raise ModelFormatError(
             f"{name}: written in format version {version}, this platonic-dl reads up to {_VERSION}: upgrade platonic-dl"
         )
+    plain = {key: value for key, value in header.items() if key != "sha256"}
     tensors = header.get("tensors")
     if not isinstance(tensors, list) or not all(isinstance(key, str) for key in tensors):
         raise ModelFormatError(f"{name}: expected a list of names under 'tensors', got {tensors!r:.80}")
@@ -158,7 +175,12 @@ def _read_header(name: str, entries: Mapping[str, str] | None) -> dict[str, Any]
     metadata = _decode(header["metadata"], name, 0)
     if not isinstance(metadata, dict) or not all(isinstance(key, str) for key in metadata):
         raise ModelFormatError(f"{name}: expected a dictionary under 'metadata', got {type(metadata).__name__}")
-    return {"tensors": list(dict.fromkeys(tensors)), "metadata": metadata}
+    return {
+        "tensors": list(dict.fromkeys(tensors)),
+        "metadata": metadata,
+        "plain": plain,
+        "sha256": header.get("sha256"),
+    }
 
 
 def _reject_constant(word: str) -> float:

@@ -199,7 +199,10 @@ class _ExactPath(_Path):
         self.rest = torch.where(self.outside[:, None] > 0, rest, 0.0)
 
     def residuals(self, l2: float) -> tuple[Tensor, Tensor]:
-        # sums of what the span leaves and what the penalty takes: no cancellation where a leverage is nearly 1
+        # sums of what the span leaves and what the penalty takes: no cancellation where a leverage is nearly 1, and where it is
+        # 1, as of a fit that goes through the row, the limit of a penalty that vanishes
+        if len(self.square):
+            l2 = max(l2, 1e-30 * float(self.square.max()))
         lost = l2 / (self.square + l2)
         residual = (self.rest + self.U @ (lost[:, None] * self.inside)) / self.root
         remaining = self.outside + self.U.square() @ lost

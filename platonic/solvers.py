@@ -120,8 +120,9 @@ def solve_cholesky(problem: Problem, penalty: Tensor) -> Solution:
 
 def solve_eig(problem: Problem, penalty: Tensor) -> Solution:
     moments, dead = problem.moments, problem.dead
-    gram, scale = _equilibrate(moments.zz, dead)
-    gram.diagonal().add_(torch.where(dead, 0.0, penalty / scale.square()))
+    gram, scale = _equilibrate(
+        moments.zz + torch.diag(penalty), dead
+    )  # the rank is that of the problem with its penalty
     values, vectors = torch.linalg.eigh(gram)
     kept = values > problem.rank_tolerance() * values[-1].clamp_min(0)
     inverse = torch.where(kept, 1 / values, 0.0)
@@ -274,9 +275,9 @@ def _refine(problem: Problem, coef: Tensor, factor: Tensor, scale: Tensor, ridge
 
 
 def _scaled_rows(problem: Problem, penalty: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Centred rows in float64 with columns of unit norm (dead ones 0), the penalty appended as rows where it is not 0."""
+    """Centred rows in float64, the penalty appended as rows where it is not 0, with columns of unit norm (dead ones 0)."""
     dead = problem.dead
-    scale = torch.where(dead, 1.0, problem.moments.zz.diagonal().clamp_min(0)).sqrt()
+    scale = torch.where(dead, 1.0, problem.moments.zz.diagonal().clamp_min(0) + penalty).sqrt()
     Zc, Yc = (A.double() for A in problem.centred_rows())
     Zc = Zc / scale * ~dead
     if bool((penalty > 0).any()):

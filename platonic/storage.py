@@ -22,11 +22,11 @@ _SCALARS = ("n_features_in_", "n_outputs_", "task_", "activation_", "temperature
 
 def save_estimator(estimator: Any, path: str | Path) -> None:
     params = estimator.get_params(deep=False)
-    for name in ("dtype", "device"):  # torch's own objects, by name
-        if params[name] is not None:
-            params[name] = (
-                str(params[name]).removeprefix("torch.") if not isinstance(params[name], str) else params[name]
-            )
+    for name in ("dtype", "device"):  # objects of torch and NumPy, by name
+        value = params[name]
+        if value is not None and not isinstance(value, str):
+            numpys = name == "dtype" and not isinstance(value, torch.dtype)
+            params[name] = np.dtype(value).name if numpys else str(value).removeprefix("torch.")
     if isinstance(params["random_state"], np.random.RandomState):
         raise TypeError("random_state is a RandomState instance, which a file cannot hold: use an integer seed.")
     arrays: dict[str, Any] = {}

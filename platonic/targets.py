@@ -93,8 +93,12 @@ class LayerInput:
     options: TargetOptions
 
     @property
-    def total_weight(self) -> float:
-        return float(len(self.Z) if self.weights is None else self.weights.sum())
+    def effective_samples(self) -> float:
+        """The total weight, but for weights below 1 no less than the number of samples that equal weights would stand for."""
+        if self.weights is None:
+            return float(len(self.Z))
+        total = float(self.weights.sum())
+        return max(total, total**2 / float(self.weights.square().sum()))
 
     @cached_property
     def readout(self) -> Readout:
@@ -140,6 +144,10 @@ def input_scale(X: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
         second += w @ centred.square_()
     mean = shift.double() + first / total
     std = ((second - first.square() / total) / total).clamp_min(0).sqrt()
+    if not bool(torch.isfinite(std).all()):
+        raise ValueError(
+            f"X: some numbers are too large to be squared in {X.dtype}; divide the columns by their largest values."
+        )
     farthest = torch.maximum(high.double() - mean, mean - low.double())
     constant = high == low
     return torch.where(constant, high.double(), mean), torch.where(

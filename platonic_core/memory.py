@@ -56,7 +56,7 @@ def recycled(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         count *= size
     bytes_ = count * dtype.itemsize
     if bytes_ < _RECYCLED_FROM:
-        return torch.empty(tuple(shape), dtype=dtype)
+        return torch.empty(tuple(shape), dtype=dtype, device="cpu")
     step = 1 << (bytes_.bit_length() - 4)
     room = -(-bytes_ // step) * step
     memory = _freed.pop(room, None)

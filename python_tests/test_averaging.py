@@ -272,9 +272,9 @@ def wrong_calls(rank: int) -> None:
         with_outer.average_parameters([first, second])
     with pytest.raises(ValueError, match="without an outer optimiser"):
         averager.load_state_dict(with_outer.state_dict())
-    with pytest.raises(ValueError, match="period: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match="period: expected a whole number of at least 1, got 0"):
         CompressedModelAverager(0)
-    with pytest.raises(ValueError, match="warmup_steps: expected at least 0, got -1"):
+    with pytest.raises(ValueError, match="warmup_steps: expected a whole number of at least 0, got -1"):
         CompressedModelAverager(1, warmup_steps=-1)
     with pytest.raises(ValueError, match="code: expected 'auto', 'difference' or 'weights', got 'both'"):
         CompressedModelAverager(1, code="both")

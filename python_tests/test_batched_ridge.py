@@ -314,6 +314,25 @@ def test_refused_systems_have_no_gradient(p, rng):
     assert not gram.grad[1].any()
 
 
+@pytest.mark.parametrize("fit_intercept", [False, True])
+@pytest.mark.parametrize("p", [4, 130])
+def test_refused_data_have_no_gradient(p, fit_intercept, rng):
+    """Not even where they are NaN, and the others have theirs."""
+    clean = torch.tensor(rng.standard_normal((3, 140, p)))
+    y = torch.tensor(rng.standard_normal((3, 140, 2)), requires_grad=True)
+    x = clean.clone()
+    x[1, 0, 0] = float("nan")
+    x.requires_grad_()
+    fit = batched_ridge(x, y, 0.1, fit_intercept=fit_intercept)
+    assert (fit.status != 0).tolist() == [False, True, False] and fit.coef[1].isnan().all()
+    fit.coef[fit.status == 0].square().sum().backward()
+    assert not x.grad[1].any() and not y.grad[1].any()
+    alone, other = clean[[0, 2]].requires_grad_(), y.detach()[[0, 2]].requires_grad_()
+    batched_ridge(alone, other, 0.1, fit_intercept=fit_intercept).coef.square().sum().backward()
+    torch.testing.assert_close(x.grad[[0, 2]], alone.grad)
+    torch.testing.assert_close(y.grad[[0, 2]], other.grad)
+
+
 def test_wide_systems_have_gradients_too(rng):
     x = torch.tensor(rng.standard_normal((2, 140, 130)), requires_grad=True)
     y = torch.tensor(rng.standard_normal((2, 140)))

@@ -11,8 +11,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ranks import run_ranks
 from test_distributed import bits_of, values
-from weight_compression import PayloadError
+from weight_compression import CompressionConfig, PayloadError
 from weight_compression.distributed import (
+    CompressedProcessGroup,
     EntropyCompressionState,
     PeerError,
     compressed_all_reduce,
@@ -186,6 +187,42 @@ def lose_a_rank(rank, how, training):
 def test_a_lost_rank_is_an_error_within_the_timeout(how, training):
     seen = run_ranks(lose_a_rank, 3, how, training, timeout=TIMEOUT, lost=[1])
     assert seen[0] == seen[2]
+
+
+def reduce_what_fails_by_way_of_a_group(rank):
+    """Whoever waits for a process group's work gets its error; torch's own work, made of a future, has none to give."""
+    group = CompressedProcessGroup()
+    x = torch.full((5000,), 1.0 + rank)
+    dist.all_reduce(x, group=group)
+    torch.testing.assert_close(x, torch.full((5000,), 3.0))
+    with pytest.raises(ValueError):  # or what torch says of groups that it has not made, while it logs that error
+        dist.all_reduce(torch.ones(5000 + 100 * rank), group=group)
+    with pytest.raises((PayloadError, PeerError)):
+        dist.all_reduce(torch.ones(5000), group=group, async_op=True).wait()
+    return True
+
+
+def test_errors_come_out_of_a_process_groups_work():
+    run_ranks(reduce_what_fails_by_way_of_a_group, 2)
+
+
+def reduce_in_inference_mode(rank):
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"not made in torch\.inference_mode"):
+        compressed_all_reduce(torch.ones(5000))
+    x = torch.ones(5000)
+    with torch.inference_mode():
+        compressed_all_reduce(x, dist.ReduceOp.SUM)
+    assert x[0] == 2
+    with pytest.raises(ValueError, match="per_channel: tensors are sent flat"):
+        compressed_all_reduce(x, config=CompressionConfig(per_channel=True))
+    with pytest.raises(TypeError, match="config: expected a CompressionConfig, got dict"):
+        compressed_all_reduce(x, config={"bits": 4})
+    compressed_all_reduce(x, dist.ReduceOp.SUM)
+    return float(x[0]) == 4
+
+
+def test_what_cannot_be_sent_is_refused_before_anything_is():
+    assert all(run_ranks(reduce_in_inference_mode, 2))
 
 
 def end_with_work_under_way(rank):

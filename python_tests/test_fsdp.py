@@ -12,6 +12,7 @@ from torch.distributed.tensor import Shard
 from ranks import run_ranks
 from test_distributed import bits_of
 from weight_compression import CompressionConfig, compress, decompress
+from weight_compression.distributed import messages
 from weight_compression.distributed.fsdp import CompressedAllGather
 from weight_compression.distributed.plan import EXACT_BELOW
 
@@ -150,6 +151,30 @@ def train_beside_uncompressed(rank):
 
 def test_training_converges_beside_uncompressed():
     run_ranks(train_beside_uncompressed, 2)
+
+
+def gather_what_fails(rank):
+    """One rank cannot decode: whoever waits for the gather hears of it. And shards cannot be compressed as they are."""
+    model = shard(make_model(), 2)
+    with pytest.raises(TypeError, match=r"got DTensor; of a DTensor: to_local\(\) or full_tensor\(\)"):
+        compress(model[0].weight)
+    model(make_batch(rank, 0)[0])
+    model.reshard()
+    if rank == 1:
+
+        def fail(*_):
+            raise MemoryError("no memory for the values")
+
+        messages.read = fail
+        with pytest.raises(MemoryError, match="no memory for the values"):
+            model.unshard(async_op=True).wait()
+    else:
+        model.unshard(async_op=True).wait()
+    return True
+
+
+def test_a_gather_that_fails_is_heard_of():
+    run_ranks(gather_what_fails, 2)
 
 
 def test_wrong_module():

@@ -316,3 +316,12 @@ def test_bad_numbers():
         gradamp.exp_ga(x, t, max_input=81)
     with pytest.raises(ValueError, match="two different finite numbers"):
         gradamp.linear_mse(x, t, target_values=(1, 1))
+
+
+def test_predictions_of_what_is_not_finite():
+    for name in ("exp_ga", "pow3_ga", "linear_mse", "cross_entropy"):
+        assert gradamp.predict_proba(torch.tensor([[float("nan"), 0.0, 0.0]]), name).isnan().any(), name
+    for name in ("pow3_ga", "linear_mse"):
+        probabilities = gradamp.predict_proba(torch.tensor([[1e30, 0.0, 1.0], [-5.0, -5.0, -5.0]]), name)
+        torch.testing.assert_close(probabilities.sum(1), torch.ones(2))
+        assert probabilities[0, 0] > 0.99

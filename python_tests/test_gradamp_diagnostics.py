@@ -54,6 +54,10 @@ def test_samples_are_bounded_and_layers_chosen():
         GradientRecorder(nn.ReLU())
     with pytest.raises(ValueError, match="not a module"):
         GradientRecorder(net, output=nn.Linear(1, 1))
+    with pytest.raises(TypeError, match="layers: expected names in a list, got '02'"):
+        GradientRecorder(net, layers="02")
+    with pytest.raises(ValueError, match="samples: expected at least 1"):
+        GradientRecorder(net, samples=0)
 
 
 def test_figures(tmp_path):
@@ -68,6 +72,7 @@ def test_figures(tmp_path):
         recorders[name] = recorder
     figures = [
         plot_output_gradients(recorders, epochs=(0, 1)),
+        plot_output_gradients(recorders),
         plot_layer_rms(recorders),
         plot_softmax_normalizer(recorders),
         plot_layer_rms(recorder),

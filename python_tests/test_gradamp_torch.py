@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import gradamp
@@ -290,3 +291,41 @@ def test_predict_proba_by_hand():
     torch.testing.assert_close(gradamp.predict_proba(far, "exp_ga"), far.softmax(1))
     with pytest.raises(TypeError, match="expected a loss of gradamp"):
         gradamp.predict_proba(far, nn.MSELoss())
+
+
+def test_checks_hold_under_transforms():
+    x, target = torch.randn(4, 5), torch.tensor([0, 1, 4, 2])
+
+    def value(target, **options):
+        return torch.func.grad_and_value(lambda x: gradamp.exp_ga(x, target, **options))(x)
+
+    assert torch.isfinite(value(target)[1]) and torch.isfinite(value(torch.tensor([0, -100, 4, 2]))[1])
+    with pytest.raises(IndexError, match="expected class indices from 0 to 4 or -100, got 99"):
+        value(torch.tensor([0, 1, 4, 99]))
+    for wrong in (torch.tensor([0]), torch.rand(1, 5)):
+        with pytest.raises(ValueError, match="expected"):
+            value(wrong)
+    with pytest.raises(TypeError, match="int64"):
+        value(target.int())
+    with pytest.raises(ValueError, match="expected weight of shape"):
+        value(target, weight=torch.rand(9))
+    w = torch.randn(5, 7)
+    with pytest.raises(IndexError, match="got 99"):
+        torch.func.grad(lambda h: gradamp.linear_exp_ga(h, w, None, torch.tensor([99, 0])))(torch.randn(2, 7))
+
+
+def test_forward_mode():
+    x, v, target = torch.randn(3, 5), torch.randn(3, 5), torch.tensor([0, 4, 2])
+    wanted = (torch.func.grad(lambda x: gradamp.exp_ga(x, target))(x) * v).sum()
+    for given in (x, x.clone().requires_grad_()):
+        with forward_ad.dual_level():
+            loss = gradamp.exp_ga(forward_ad.make_dual(given, v), target)
+            torch.testing.assert_close(forward_ad.unpack_dual(loss).tangent, wanted)
+
+
+def test_targets_of_another_shape_than_hidden():
+    hidden, w = torch.randn(2, 3, 7), torch.randn(5, 7)
+    target = torch.tensor([[0, 1, 2], [3, 4, 0]])
+    assert torch.isfinite(gradamp.linear_exp_ga(hidden, w, None, target))
+    with pytest.raises(ValueError, match=r"expected target of shape \(2, 3\) for hidden \(2, 3, 7\), got \(3, 2\)"):
+        gradamp.linear_exp_ga(hidden, w, None, target.t())

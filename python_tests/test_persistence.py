@@ -6,6 +6,7 @@ import enum
 import json
 import math
 import os
+import re
 import struct
 from pathlib import Path
 
@@ -118,7 +119,9 @@ def test_header_is_what_the_module_documents(tmp_path):
     path = tmp_path / "m.safetensors"
     metadata = {"a": (1, None), "b": float("-inf"), "c": np.float32(0.5), "d": [True, "é"], "e": {1: 2.0}}
     save_model(path, {"w": torch.ones(1), "v": np.ones(1)}, metadata)
-    assert header_of(path) == {
+    header = header_of(path)
+    assert re.fullmatch("[0-9a-f]{64}", header.pop("sha256"))
+    assert header == {
         "format": "platonic-model",
         "version": 1,
         "tensors": ["w"],
@@ -294,6 +297,20 @@ def test_a_dtype_that_save_never_writes_is_refused(tmp_path):
     write_raw(tmp_path / "m", valid(), {"w": torch.ones(2, dtype=torch.bfloat16)})
     with pytest.raises(ModelFormatError, match=r"bfloat16|BF16"):
         load_model(tmp_path / "m")
+
+
+def test_every_changed_byte_is_noticed(tmp_path):
+    path = tmp_path / "m"
+    save_model(path, {"w": torch.arange(5.0), "v": np.ones((2, 3), np.int8)}, {"a": 1.5, "b": ["x", None]})
+    good = path.read_bytes()
+    for i in range(8, len(good)):
+        path.write_bytes(good[:i] + bytes([good[i] ^ 1 << i % 8]) + good[i + 1 :])
+        try:
+            arrays, metadata = load_model(path)
+        except ModelFormatError:
+            continue
+        assert torch.equal(arrays["w"], torch.arange(5.0)) and (arrays["v"] == 1).all()  # white space, say
+        assert metadata == {"a": 1.5, "b": ["x", None]}
 
 
 def test_missing_files_and_folders_are_os_errors(tmp_path):

@@ -118,6 +118,17 @@ def test_interpolation_is_not_chosen(monkeypatch, work):
     assert np.isfinite(path.error(l2))
 
 
+def test_interpolated_rows_have_the_limit_of_a_vanishing_penalty(rng):
+    """Residual and what is left of a row are both 0 there; what the fit without the row says is not the row's target."""
+    Z, Y = draw(2, 12, 30)
+    options = ReadoutOptions(0.0, "svd", None, False)
+    Zt, Yt = torch.tensor(Z), torch.tensor(Y)
+    made = fit_readout(Zt, Yt, None, options, all_rows(12))
+    got = leave_one_out_scores(Zt, Yt, None, made, options, all_rows(12))
+    want = brute_leave_one_out(Z, Y, 1e-9)
+    np.testing.assert_allclose(got.numpy(), want, rtol=0, atol=1e-6)
+
+
 def test_a_subset_of_rows_measures_the_whole_fit(rng):
     """Rows named by index, also more than once, get the residuals that they have among all."""
     Z, Y = draw(1, 40, 4)

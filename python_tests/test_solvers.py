@@ -68,6 +68,17 @@ def test_a_penalty_per_column(rng, name):
 
 
 @pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("size", [1e-7, 1e-8, 1e-12])
+def test_a_small_column_under_a_penalty(rng, name, size):
+    """Its penalty is huge in its own units; the others are solved as if it were not there."""
+    Z, Y = draw(rng, 90, 6)
+    Z[:, 2] *= size
+    got = solve(name, Z, Y, 1.0)
+    np.testing.assert_allclose(got.coef.numpy(), brute_ridge(Z, Y, 1.0)[0], rtol=1e-9, atol=1e-13)
+    assert got.rank == 6
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_more_columns_than_rows(rng, name):
     """Without penalty every solver interpolates; with one there is a single answer."""
     Z, Y = draw(rng, 20, 50)

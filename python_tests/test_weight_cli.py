@@ -37,6 +37,22 @@ def run(*arguments: object) -> int:
     return main([str(a) for a in arguments])
 
 
+def test_pack_writes_wcz_files_alone(files, capsys):
+    before = (files / "m.pt").read_bytes()
+    for target in ("m.pt", "new.pt", "new"):
+        assert run("pack", files / "m.pt", files / target) == 2
+        assert "expected a name that ends in .wcz" in capsys.readouterr().err
+    assert (files / "m.pt").read_bytes() == before and not (files / "new.pt").exists()
+
+
+@pytest.mark.filterwarnings("error")
+def test_verify_against_parameters_and_lazy_conjugates(tmp_path, capsys):
+    z = torch.randn(30, dtype=torch.complex64)
+    torch.save({"w": torch.nn.Parameter(torch.randn(40, 50)), "c": z.conj()}, tmp_path / "p.pt")
+    assert run("pack", tmp_path / "p.pt", tmp_path / "p.wcz") == 0
+    assert run("verify", tmp_path / "p.wcz", "--against", tmp_path / "p.pt") == 0, capsys.readouterr().err
+
+
 def test_pack_unpack_verify(files, capsys):
     assert run("pack", files / "m.safetensors", files / "m.wcz") == 0
     table = capsys.readouterr().out

@@ -9,6 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.masked import MaskedTensor
 
 import weight_compression as wc
 from platonic_core import _C
@@ -453,3 +455,57 @@ def test_code_of_the_sample_is_not_taken_where_it_tells_too_little():
     config = wc.CompressionConfig(bits=8)
     full = wc.compress(x, wc.CompressionConfig(bits=8, full_histogram=True))
     assert torch.equal(wc.compress(x, config), full)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"lossless": True},
+        {"ratio": 6.0},
+        {"bits": 4.0},
+        {"max_error": 0.01},
+        {"clip_quantile": 0.9},
+        {"group_size": 64},
+    ],
+    ids=str,
+)
+def test_another_default_device_changes_nothing(config, tmp_path):
+    x = torch.randn(40, 500)
+    expected = wc.compress(x, wc.CompressionConfig(**config))
+    wc.save_file({"x": x}, tmp_path / "x.wcz")
+    with torch.device("meta"):
+        payload = wc.compress(x, wc.CompressionConfig(**config))
+        assert torch.equal(payload, expected)
+        assert torch.equal(wc.decompress(payload), wc.decompress(expected))
+        assert wc.payload_info(payload).shape == (40, 500)
+        assert wc.load_file(tmp_path / "x.wcz")["x"].device.type == "cpu"
+
+
+def test_tensors_without_memory_of_their_own():
+    with FakeTensorMode():
+        fake = torch.randn(50, 50)
+    out = torch.zeros(50, 50)
+    for tensor in (fake, torch._efficientzerotensor(50), MaskedTensor(torch.ones(3), torch.ones(3, dtype=torch.bool))):
+        with pytest.raises(TypeError, match="expected a"):
+            wc.compress(tensor)
+    with pytest.raises(TypeError, match="out: expected a tensor with memory of its own, got FakeTensor"):
+        wc.decompress(wc.compress(out), fake)
+    for wrong in ([1.0], np.zeros(3)):
+        with pytest.raises(TypeError, match=r"expected a torch\.Tensor, got"):
+            wc.compress(wrong)
+        with pytest.raises(TypeError, match=r"out: expected a torch\.Tensor"):
+            wc.decompress(wc.compress(out), wrong)
+    with pytest.raises(TypeError, match="config: expected a CompressionConfig, got dict"):
+        wc.compress(out, {"bits": 4})
+
+
+def test_options_of_wrong_types():
+    for name in ("lossless", "per_channel", "full_histogram"):
+        with pytest.raises(ValueError, match=f"{name}: expected True or False, got 'no'"):
+            wc.CompressionConfig(**{name: "no"})
+    with pytest.raises(ValueError, match="bits: expected a number, got '4'"):
+        wc.CompressionConfig(bits="4")
+    assert wc.CompressionConfig(group_size=np.int64(64)) == wc.CompressionConfig(group_size=64)
+    with pytest.raises(ValueError, match=r"^bits: expected a whole number from 1 to 12, got 20"):
+        wc.estimate_entropy(torch.randn(9), bits=20)

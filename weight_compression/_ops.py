@@ -95,7 +95,7 @@ def value_range(x: torch.Tensor) -> tuple[float, float, bool]:
 
 def range_and_sample(x: torch.Tensor, fraction: float) -> tuple[float, float, bool, torch.Tensor]:
     """The same, and the values that levels are chosen from (FORMAT.md), in new memory."""
-    sample = torch.empty(kernels.sample_size(x.numel(), fraction), dtype=x.dtype)
+    sample = torch.empty(kernels.sample_size(x.numel(), fraction), dtype=x.dtype, device="cpu")
     return *kernels.value_range(*_values(x), fraction, sample.data_ptr(), where(x)[1]), sample
 
 
@@ -133,21 +133,21 @@ def sample_counts(x: torch.Tensor, sample: torch.Tensor, scheme: Scheme, fractio
     if scheme.ranges is None:
         return symbol_counts(sample, scheme)
     # A value's symbol depends on its group, and that on where it is in x.
-    counts = torch.empty(scheme.levels, dtype=torch.int64)
+    counts = torch.empty(scheme.levels, dtype=torch.int64, device="cpu")
     kernels.sample_counts(*_values(x), scheme.fields(), fraction, counts.data_ptr())
     return counts
 
 
 def symbol_counts(x: torch.Tensor, scheme: Scheme) -> torch.Tensor:
     """int64 [levels], how many values of x [n] get each symbol."""
-    counts = torch.empty(scheme.levels, dtype=torch.int64)
+    counts = torch.empty(scheme.levels, dtype=torch.int64, device="cpu")
     kernels.symbol_counts(*_values(x), scheme.fields(), counts.data_ptr(), where(x)[1])
     return counts
 
 
 def plane_counts(units: torch.Tensor, plane: Plane) -> torch.Tensor:
     """int64 [256], how often each byte is in a plane of flat contiguous units."""
-    counts = torch.empty(256, dtype=torch.int64)
+    counts = torch.empty(256, dtype=torch.int64, device="cpu")
     kernels.symbol_counts(
         0, units.numel(), units.data_ptr(), plane.fields(), counts.data_ptr(), torch.get_num_threads()
     )
@@ -167,7 +167,7 @@ def code_lengths(counts: torch.Tensor) -> torch.Tensor:
     if int((counts > 0).sum()) < 2 or int((counts < 0).sum()) > 0:
         raise ValueError("code_lengths: expected counts >= 0, at least two of them > 0")
     counts = counts.contiguous()
-    lengths = torch.empty(len(counts), dtype=torch.uint8)
+    lengths = torch.empty(len(counts), dtype=torch.uint8, device="cpu")
     kernels.code_lengths(len(counts), counts.data_ptr(), lengths.data_ptr())
     return lengths
 
@@ -179,7 +179,7 @@ def pack_lengths(lengths: torch.Tensor) -> bytes:
 
 def unpack_lengths(packed: bytes, levels: int) -> torch.Tensor | None:
     """The inverse of :func:`pack_lengths`; None unless the bytes give a complete code of exactly `levels` lengths."""
-    lengths = torch.empty(levels, dtype=torch.uint8)
+    lengths = torch.empty(levels, dtype=torch.uint8, device="cpu")
     if not kernels.unpack_lengths(packed, levels, lengths.data_ptr()):
         return None
     return lengths if kernels.is_complete_code(levels, lengths.data_ptr()) else None

@@ -105,6 +105,8 @@ def _state_dict(loaded: Any, path: Path) -> dict[str, torch.Tensor]:
 
 
 def _pack(arguments: argparse.Namespace) -> None:
+    if arguments.target.suffix != ".wcz":
+        raise ValueError(f"{arguments.target}: expected a name that ends in .wcz")
     tensors, metadata = _read_weights(arguments.source)
     config = CompressionConfig(
         floor_bits=arguments.floor_bits,
@@ -134,7 +136,7 @@ def _pack(arguments: argparse.Namespace) -> None:
 def _largest_error(a: torch.Tensor, b: torch.Tensor) -> float:
     if a.numel() == 0 or not a.is_floating_point():
         return 0.0
-    a, b = a.double(), b.double()
+    a, b = a.detach().double(), b.detach().double()
     difference = (a - b).abs()
     same = (a == b) | (a.isnan() & b.isnan())  # infinities differ from themselves by NaN
     return float(difference[~same].max()) if not bool(same.all()) else 0.0
@@ -207,6 +209,7 @@ def _check_original(name: str, tensor: torch.Tensor, original: torch.Tensor, bou
         raise ValueError(
             f"{name}: expected {original.dtype} {tuple(original.shape)}, got {tensor.dtype} {tuple(tensor.shape)}"
         )
+    original = original.detach().resolve_conj().resolve_neg()
     if tensor.contiguous().view(-1).view(torch.uint8).equal(original.contiguous().view(-1).view(torch.uint8)):
         return
     error = _largest_error(original, tensor)

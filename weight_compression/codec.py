@@ -7,6 +7,8 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from platonic_core.memory import empty, recycled
 from weight_compression import _ops, device, host
@@ -63,7 +65,7 @@ def compress(tensor: torch.Tensor, config: CompressionConfig | None = None) -> t
     >>> float((decompress(payload) - torch.linspace(-1, 1, 1000)).abs().max()) <= payload_info(payload).error_bound
     True
     """
-    config = CompressionConfig() if config is None else config
+    config = _checked(config)
     x, shape = _flat_values(tensor)
     if x.device.type == "cuda":
         payload = device.compress(x, shape, config, compress_bound(x.numel(), x.dtype, len(shape)))
@@ -98,7 +100,7 @@ def compress_into(tensor: torch.Tensor, out: torch.Tensor, config: CompressionCo
     ValueError
         If `out` is not such memory.
     """
-    config = CompressionConfig() if config is None else config
+    config = _checked(config)
     x, shape = _flat_values(tensor)
     bound = compress_bound(x.numel(), x.dtype, len(shape))
     if out.dtype != torch.uint8 or out.ndim != 1 or not out.is_contiguous() or out.numel() < bound:
@@ -113,12 +115,18 @@ def compress_into(tensor: torch.Tensor, out: torch.Tensor, config: CompressionCo
     try:
         payload = host.compress(x, shape, config, lambda size: out[:size])
     except NonFiniteError:
-        return torch.tensor(-1)
-    return torch.tensor(payload.numel())
+        return torch.tensor(-1, device="cpu")
+    return torch.tensor(payload.numel(), device="cpu")
 
 
 def _flat_values(tensor: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...]]:
     """The tensor flat and contiguous, and its shape, after checking that it can be compressed."""
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"expected a torch.Tensor, got {type(tensor).__name__}")
+    if not _has_memory(tensor):
+        raise TypeError(
+            f"expected a tensor with memory of its own, got {type(tensor).__name__}; of a DTensor: to_local() or full_tensor()"
+        )
     if tensor.dtype not in DTYPES:
         raise TypeError(f"expected one of {', '.join(map(str, DTYPES))}, got {tensor.dtype}")
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type == "meta":
@@ -131,6 +139,21 @@ def _flat_values(tensor: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...]]:
         )
     x = tensor.detach().resolve_conj().resolve_neg().reshape(-1).contiguous()
     return x, tuple(tensor.shape)
+
+
+def _has_memory(tensor: torch.Tensor) -> bool:
+    """Whether its values lie where it says: those of wrappers and of fake tensors do not."""
+    if type(tensor) in (torch.Tensor, torch.nn.Parameter):
+        return not tensor._is_zerotensor()
+    return not (isinstance(tensor, FakeTensor) or is_traceable_wrapper_subclass(tensor) or tensor._is_zerotensor())
+
+
+def _checked(config: CompressionConfig | None) -> CompressionConfig:
+    if config is None:
+        return CompressionConfig()
+    if not isinstance(config, CompressionConfig):
+        raise TypeError(f"config: expected a CompressionConfig, got {type(config).__name__}")
+    return config
 
 
 def _as_bytes(payload: Bytes) -> np.ndarray:
@@ -195,6 +218,8 @@ def decompress(
     if isinstance(payload, torch.Tensor) and payload.device.type == "cuda":
         return _decompress_on_device(payload, out, accumulate, scale, max_bytes, check)
     data = _as_bytes(payload)
+    if out is not None and not isinstance(out, torch.Tensor):
+        raise TypeError(f"out: expected a torch.Tensor, got {type(out).__name__}")
     if out is not None and _is_target(out) and _ops.decode_payload(data, out, accumulate, scale, check):
         torch.autograd.graph.increment_version(out)
         return out
@@ -224,7 +249,7 @@ def _decompress_on_device(
     if decoded is not None:
         return decoded
     on_cpu = payload.cpu()
-    same = None if out is None else torch.zeros(out.shape, dtype=out.dtype)
+    same = None if out is None else torch.zeros(out.shape, dtype=out.dtype, device="cpu")
     decompress(on_cpu, same, accumulate=accumulate, scale=scale, max_bytes=max_bytes, check=check)
     raise RuntimeError("decompress: the device refused a payload that the CPU decodes; was it changed meanwhile?")
 
@@ -232,8 +257,8 @@ def _decompress_on_device(
 def _is_target(out: torch.Tensor) -> bool:
     """Whether :func:`_check_target` will not complain, on the CPU."""
     return (
-        out.device.type == "cpu" and out.is_contiguous() and not (out.requires_grad and torch.is_grad_enabled())
-        and not out.is_conj() and not out.is_neg()
+        _has_memory(out) and out.device.type == "cpu" and out.is_contiguous()
+        and not (out.requires_grad and torch.is_grad_enabled()) and not out.is_conj() and not out.is_neg()
     )  # fmt: skip
 
 
@@ -246,6 +271,8 @@ def _check_out(out: torch.Tensor, header: Header, accumulate: bool) -> None:
 
 
 def _check_target(out: torch.Tensor, where: torch.device, accumulate: bool) -> None:
+    if not _has_memory(out):
+        raise TypeError(f"out: expected a tensor with memory of its own, got {type(out).__name__}")
     if out.device != where:
         raise ValueError(f"out: expected a tensor on {where}, where the payload is, got one on {out.device}")
     if not out.is_contiguous():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral, Real
 from typing import Literal
 
 __all__ = ["CompressionConfig"]
@@ -89,6 +90,13 @@ class CompressionConfig:
             if not valid:
                 raise ValueError(f"{name}: expected {what}, got {getattr(self, name)!r}")
 
+        for name in ("bits", "max_error", "ratio", "gradient_rms", "clip_quantile", "floor_bits", "sample_fraction"):
+            value = getattr(self, name)
+            expect(value is None or (isinstance(value, Real) and not isinstance(value, bool)), name, "a number")
+        for name in ("per_channel", "lossless", "full_histogram"):
+            expect(isinstance(getattr(self, name), bool), name, "True or False")
+        if isinstance(self.group_size, Integral):  # NumPy's too
+            object.__setattr__(self, "group_size", int(self.group_size))
         expect(0 <= self.floor_bits <= 16, "floor_bits", "0 to 16 bits")
         expect(
             isinstance(self.entropy_bits, int) and self.entropy_bits in range(1, 13),

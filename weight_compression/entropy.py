@@ -98,6 +98,8 @@ def estimate_entropy(tensor: torch.Tensor, *, bits: int = 4, sample_fraction: fl
     NonFiniteError
         If there is NaN or infinity.
     """
+    if bits not in range(1, 13):
+        raise ValueError(f"bits: expected a whole number from 1 to 12, got {bits!r}")
     config = CompressionConfig(entropy_bits=bits, sample_fraction=sample_fraction)
     x = tensor.detach().resolve_neg().reshape(-1).contiguous()
     if x.numel() == 0:

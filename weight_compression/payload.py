@@ -331,7 +331,9 @@ def _grouped(reader: _Reader, dtype: torch.dtype, numel: int, scheme: _ops.Schem
     ).reshape(-1, 2)
     signed = stored.view(f"<i{dtype.itemsize}")
     smallest = np.iinfo(signed.dtype).min
-    infinity = torch.tensor(float("inf"), dtype=dtype).view(getattr(torch, f"int{8 * dtype.itemsize}")).item()
+    infinity = (
+        torch.tensor(float("inf"), dtype=dtype, device="cpu").view(getattr(torch, f"int{8 * dtype.itemsize}")).item()
+    )
     # Ascending with the numbers, as integers: a thread may flush denormals. smallest is -0.
     order = np.where(signed >= 0, signed, smallest - signed)
     finite = (signed & ~smallest) < infinity

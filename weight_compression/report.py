@@ -103,5 +103,5 @@ def plot_bits(rows: list[TensorRow], path: Path) -> None:
         axes.annotate(f"{row.bits:.2f}", (shown[y], y), (3, 0), textcoords="offset points", va="center", fontsize=7)
     axes.set_xlabel("bits per weight, headers included (cut at 40)")
     axes.set_xlim(0, max(shown) * 1.12)
-    axes.legend(loc="lower right", fontsize=8)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8)
     save_figure(figure, path)

@@ -149,8 +149,9 @@ def _data_backward(
     ctx: Any, grad_w: torch.Tensor, grad_b: torch.Tensor, _: torch.Tensor
 ) -> tuple[torch.Tensor | None, ...]:
     x, y, l2, weights, intercepts, status = ctx.saved_tensors
-    wide = [t.double() for t in (x, y, weights, intercepts, grad_w, grad_b)]
-    x64, y64, w, b, gw, gb = wide
+    x64, y64, w, b, gw, gb = (t.double() for t in (x, y, weights, intercepts, grad_w, grad_b))
+    refused = (status != 0).all(1)[:, None, None]  # whose data may be NaN, which no factor of 0 takes away
+    x64, y64 = torch.where(refused, 0.0, x64), torch.where(refused, 0.0, y64)
     m = x.shape[1]
     mean = x64.mean(1, keepdim=True) if ctx.fit_intercept else torch.zeros_like(x64[:, :1])
     centred = x64 - mean

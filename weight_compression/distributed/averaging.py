@@ -118,10 +118,14 @@ class CompressedModelAverager(ModelAverager):
         outer_optimizer: MakeOptimizer | None = None,
         keep_steps: int = 1000,
     ) -> None:
-        if period < 1:
-            raise ValueError(f"period: expected at least 1, got {period}")
-        if warmup_steps < 0:
-            raise ValueError(f"warmup_steps: expected at least 0, got {warmup_steps}")
+        if not isinstance(period, int) or period < 1:
+            raise ValueError(f"period: expected a whole number of at least 1, got {period}")
+        if not isinstance(warmup_steps, int) or warmup_steps < 0:
+            raise ValueError(f"warmup_steps: expected a whole number of at least 0, got {warmup_steps}")
+        if not isinstance(error_feedback, bool):
+            raise TypeError(f"error_feedback: expected True or False, got {error_feedback!r}")
+        if outer_optimizer is not None and not callable(outer_optimizer):
+            raise TypeError(f"outer_optimizer: expected a function that makes an optimiser, got {outer_optimizer!r}")
         if code not in CODES:
             raise ValueError(f"code: expected 'auto', 'difference' or 'weights', got {code!r}")
         if keep_steps < 1:

@@ -239,7 +239,9 @@ class Stage:
 
     def _start_lengths(self, task: Task, lengths: list[list[int]], status: int) -> _Lengths:
         """A status comes with them, because who failed may have nothing to send."""
-        sent = torch.tensor([x for of_rank in lengths for x in (*of_rank, status)], dtype=torch.int64).to(task.device)
+        sent = torch.tensor([x for of_rank in lengths for x in (*of_rank, status)], dtype=torch.int64, device="cpu").to(
+            task.device
+        )
         counts = [count + 1 for count in task.expects]
         got = torch.empty(sum(counts), dtype=torch.int64, device=task.device)
         work = dist.all_to_all_single(

@@ -210,10 +210,20 @@ def _check_tensor(tensor: torch.Tensor) -> None:
         raise TypeError(f"expected a dense tensor on the CPU or a CUDA device, got {tensor.layout} on {tensor.device}")
     if tensor.requires_grad and torch.is_grad_enabled():
         raise ValueError("expected a tensor that does not require grad; wrap the call in torch.no_grad()")
+    if tensor.is_inference():
+        raise ValueError(
+            "expected a tensor that was not made in torch.inference_mode(): other threads write it; use torch.no_grad()"
+        )
 
 
 def check_config(config: CompressionConfig | None) -> CompressionConfig:
     config = CompressionConfig() if config is None else config
+    if not isinstance(config, CompressionConfig):
+        raise TypeError(f"config: expected a CompressionConfig, got {type(config).__name__}")
+    if config.per_channel:
+        raise ValueError(
+            "config.per_channel: tensors are sent flat, without channels; group_size gives runs ranges of their own"
+        )
     if config.nonfinite != "raise":
         raise ValueError(
             "config.nonfinite: expected 'raise', its default; NaN and infinity are sent exactly in any case"

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import _create_work_from_future  # type: ignore[attr-defined]
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.fsdp._fully_shard._fsdp_api import AllGather
 from torch.distributed.fsdp._fully_shard._fsdp_param import ShardedState
 
 from weight_compression.config import CompressionConfig
 from weight_compression.distributed.collectives import FLOATS, check_config, compressed_all_gather
+from weight_compression.distributed.work import FutureWork
 
 __all__ = ["CompressedAllGather"]
 
@@ -77,7 +77,7 @@ class CompressedAllGather(AllGather):
         )  # fmt: skip
         assert future is not None
         if async_op:
-            return _create_work_from_future(future.then(lambda done: [output_tensor] if done.value() else []))
+            return FutureWork(future, lambda _: [output_tensor])
         future.wait()
         return None
 

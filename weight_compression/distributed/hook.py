@@ -320,7 +320,7 @@ class EntropyCompressionState:
         Returns
         -------
         dict
-            See :meth:`weight_compression.distributed.Traffic.stats`; :func:`plot_stats` draws it.
+            See :meth:`weight_compression.distributed.traffic.Traffic.stats`; :func:`plot_stats` draws it.
         """
         return self._traffic.stats()
 

@@ -53,7 +53,7 @@ def pack(coded: Sequence[torch.Tensor], exact: Sequence[torch.Tensor], config: C
 
 def _pack(values: list[torch.Tensor], finite: list[bool], config: CompressionConfig) -> Packed:
     if not values:
-        return Packed(torch.empty(0, dtype=torch.uint8), [])
+        return Packed(torch.empty(0, dtype=torch.uint8, device="cpu"), [])
     device = values[0].device
     room = [compress_bound(x.numel(), x.dtype, 1) for x in values]
     # From malloc, which has it from the last piece: a huge page, of which little is used, would take longer to clear.

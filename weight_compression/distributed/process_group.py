@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch.distributed as dist
-from torch._C._distributed_c10d import _create_work_from_future  # type: ignore[attr-defined]
 
 from weight_compression.config import CompressionConfig
 from weight_compression.distributed.channel import channel_of
 from weight_compression.distributed.collectives import FLOATS, check_config, compressed_all_reduce
 from weight_compression.distributed.plan import EXACT_BELOW
+from weight_compression.distributed.work import FutureWork
 
 __all__ = ["CompressedProcessGroup"]
 
@@ -55,7 +55,7 @@ class CompressedProcessGroup(dist.ProcessGroup):
             return self._group.allreduce(tensors, opts) if opts is not None else self._group.allreduce(tensors)
         future = compressed_all_reduce(tensors[0], op, self._group, self._config, async_op=True)
         assert future is not None
-        return _create_work_from_future(future.then(lambda done: [done.value()]))
+        return FutureWork(future, lambda value: [value])
 
     def getBackendName(self) -> str:
         return f"coded {dist.get_backend(self._group)}"
