@@ -53,16 +53,17 @@ def run_fit(args: Namespace) -> None:
     print(data.description, flush=True)
     seconds = table.fit()
     _print_summary(estimator, data, seconds)
+    if args.plot is not None:
+        figure = plots.plot_fit(
+            estimator, data.X_train, data.y_train, data.X_test, data.y_test,
+            test_scores=table.test_scores or None, name=data.name,
+        )  # fmt: skip
     if args.save is not None:
         if args.data not in NAMES and data.feature_names is not None:
             estimator.feature_names_in_ = np.array(data.feature_names, dtype=object)  # `predict` finds columns by them
         estimator.save(args.save)
         print(f"model saved to {args.save}")
     if args.plot is not None:
-        figure = plots.plot_fit(
-            estimator, data.X_train, data.y_train, data.X_test, data.y_test,
-            test_scores=table.test_scores or None, name=data.name,
-        )  # fmt: skip
         plots.save_figure(figure, args.plot)
         print(f"figure saved to {args.plot}")
 

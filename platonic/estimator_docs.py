@@ -39,8 +39,9 @@ PARAMETERS = """
         kept (None: 1). 'auto': candidates per unit (None: 4, and at least 256 a layer; 1: no selection).
     l2 : float or 'loo', default='loo'
         Ridge penalty. Relative scaling: in units of total weight times squared scale of a column. 'loo' chooses a power
-        of ten for each layer by exact leave-one-out error. The first layer's target of 'random' and 'platonic_pca' is then
-        fitted under a fixed relative penalty of 3 mean variances instead.
+        of ten times the mean square of a column in these units, for each layer by exact leave-one-out error. The first
+        layer's target of 'random' and 'platonic_pca' is then fitted under a fixed relative penalty of 3 mean variances
+        instead.
     solver : {'cholesky', 'eig', 'svd', 'pinv', 'lstsq'}, default='cholesky'
         See :mod:`platonic.solvers`. All factorise in float64.
     tol : float or None, default=None
@@ -84,7 +85,8 @@ ATTRIBUTES = """
 """
 
 CLASS_WEIGHT = """    class_weight : dict, 'balanced' or None, default=None
-        Weight of each class, multiplied with the sample weights.
+        Weight of each class, multiplied with the sample weights; but a sample counts for as many as its own weight says where
+        temperature and penalty are chosen by leaving samples out.
 """
 
 CLASSES = """    classes_ : array

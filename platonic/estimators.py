@@ -108,7 +108,8 @@ class _BasePlatonicMLP(BaseEstimator):
         y : array of shape (n_samples,) or (n_samples, n_outputs)
             Class labels (integers, booleans, strings) or regression targets.
         sample_weight : array of shape (n_samples,), optional
-            Non-negative; a weight of 2 is the same as the row twice, 0 the same as no row.
+            Non-negative; a weight of 2 is the same as the row twice, 0 the same as no row, but for its class, which stays one of
+            ``classes_``.
 
         Returns
         -------

@@ -37,7 +37,8 @@ def to_numpy(array: Any) -> np.ndarray:
     """`array`, of any supported library and device, as a NumPy array."""
     if isinstance(array, np.ndarray) or not is_foreign(array):
         return np.asarray(array)
-    return to_torch(array)[0].cpu().numpy()
+    tensor = to_torch(array)[0].cpu()
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()  # NumPy has no such type
 
 
 def validate_features(estimator: BaseEstimator, X: Any, *, reset: bool) -> tuple[torch.Tensor, Origin]:

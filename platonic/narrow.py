@@ -70,6 +70,9 @@ class NarrowNetwork:
     def predict(self, X: Any) -> Any:
         """Read-out of the last layer for new rows: (m, k) float64, in the library and on the device of `X`."""
         tensor, origin = to_torch(X)
+        width = len([*self.weights, self.coef][0])
+        if tensor.dim() != 2 or tensor.shape[1] != width or tensor.is_complex():
+            raise ValueError(f"expected real X of shape (m, {width}), got {tensor.dtype} {tuple(tensor.shape)}")
         z = tensor.to(torch.float64)
         for weight, bias in zip(self.weights, self.biases, strict=True):
             z = _ACTIVATE[self.activation](torch.addmm(_as(bias, z), z, _as(weight, z)))
@@ -189,8 +192,10 @@ def _generator(seed: int | None) -> np.random.Generator:
 
 def _check_data(X: Any, Y: Any, sample_weight: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, Origin]:
     x, origin = to_torch(X)
-    y = to_torch(Y)[0].to(x.device, torch.float64)
-    x = x.to(torch.float64)
+    y = to_torch(Y)[0].to(x.device)
+    if x.is_complex() or y.is_complex():
+        raise ValueError(f"expected real numbers in X and Y, got {x.dtype} and {y.dtype}")
+    x, y = x.to(torch.float64), y.to(torch.float64)
     if y.dim() == 1:
         y = y[:, None]
     if x.dim() != 2 or y.dim() != 2 or x.shape[0] != y.shape[0] or x.shape[0] < 1:

@@ -457,3 +457,37 @@ def test_inputs_are_not_changed():
         model.score(X, y, w)
     for array, copy in zip((X, y, w), copies, strict=True):
         np.testing.assert_array_equal(array, copy)
+
+
+@pytest.mark.parametrize("solver", ["cholesky", "eig", "svd", "lstsq"])
+def test_solvers_agree(solver):
+    """Units that are next to nothing on the training rows have a huge penalty in their own units."""
+    X, y = load_digits(return_X_y=True)
+    X, X_test, y, y_test = train_test_split(X, y, train_size=200, stratify=y, random_state=0)
+    model = PlatonicMLPClassifier((400,), solver=solver, random_state=0).fit(X, y)
+    assert model.score(X_test, y_test) > 0.93 and model.layer_scores_[0].rank == 400
+
+
+def test_temperature_of_a_fit_that_interpolates():
+    X, y = load_digits(return_X_y=True)
+    X, X_test, y, y_test = train_test_split(X, y, train_size=200, stratify=y, random_state=0)
+    exact, nearly = (PlatonicMLPClassifier((400,), l2=l2, random_state=0).fit(X, y) for l2 in (0.0, 1e-14))
+    assert exact.temperature_ == pytest.approx(nearly.temperature_, rel=0.05)
+    assert log_loss(y_test, exact.predict_proba(X_test)) < 1
+
+
+def test_weights_of_sum_one_choose_as_weights_of_one_do():
+    X, y = load_digits(return_X_y=True)
+    X, y = X[:400], y[:400]
+    plain = PlatonicMLPClassifier((50,), random_state=0).fit(X, y)
+    small = PlatonicMLPClassifier((50,), random_state=0).fit(X, y, np.full(400, 1 / 400))
+    assert [s.projection for s in small.layer_scores_] == [s.projection for s in plain.layer_scores_]
+
+
+def test_numbers_of_any_size():
+    X, y = blobs()
+    target = X @ np.ones(X.shape[1])
+    plain, huge = (PlatonicMLPRegressor((8,), random_state=0).fit(X, target * size) for size in (1, 1e160))
+    np.testing.assert_allclose(huge.predict(X), plain.predict(X) * 1e160, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"X: some numbers are too large to be squared in torch\.float32"):
+        PlatonicMLPClassifier((8,), dtype="float32").fit(X * 1e20, y)

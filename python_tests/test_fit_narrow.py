@@ -396,3 +396,12 @@ def test_a_singular_layer_never_looks_perfect():
             x[:, None], np.sin(2 * np.pi * x), [8] * 60, alpha=0.3, beta=0.0, scaling="absolute", random_state=seed
         )
         assert net.lsd.min() > 1e-3
+
+
+def test_complex_numbers_and_other_widths_are_refused():
+    X, Y = data_of(0, 30, 3, 1)
+    with pytest.raises(ValueError, match="expected real numbers in X and Y"):
+        fit_narrow(X * 1j, Y, [3])
+    net = fit_narrow(X, Y, [3], random_state=0)
+    with pytest.raises(ValueError, match=r"expected real X of shape \(m, 3\)"):
+        net.predict(X[:, :2])

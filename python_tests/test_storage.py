@@ -26,6 +26,8 @@ PARAMETERS = {
     "numbers": {"hidden_layer_sizes": np.int64(6), "alpha": np.float32(2), "beta": 3, "l2": 1e-3, "ema": 1.0, "n_tries": 2},
     "names": {"activation": "celu", "solver": "svd", "tol": 1e-9, "scaling": "absolute", "projection": "random"},
     "torch objects": {"dtype": torch.float32, "device": torch.device("cpu")},
+    "numpy type": {"dtype": np.float32},
+    "python type": {"dtype": float},
     "numpy dtype": {"dtype": "float64", "device": "cpu", "verbose": False, "random_state": 7},
     "image": {"image_shape": (2, 2), "projection": "pairs"},
 }  # fmt: skip
@@ -44,7 +46,7 @@ def test_round_trip_of_parameters(tmp_path, name):
     np.testing.assert_array_equal(loaded.predict_proba(X), model.predict_proba(X))
     for key, value in model.get_params().items():
         if key in ("dtype", "device") and value is not None:
-            value = str(value).removeprefix("torch.")
+            value = np.dtype(value).name if isinstance(value, type) else str(value).removeprefix("torch.")
         assert getattr(loaded, key) == value, key
         assert type(getattr(loaded, key)) is type(value), key
     assert loaded.layer_scores_ == model.layer_scores_

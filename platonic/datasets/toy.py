@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral
 
 import numpy as np
 
@@ -83,7 +84,7 @@ def make_two_spirals(
     of its table 7.1. The problem is due to Wieland (Lang and Witbrock, 1988).
     """
     _check_at_least("n_samples", n_samples, 2)
-    _check_at_least("noise", noise, 0)
+    _check_at_least("noise", noise, 0.0)
     if sampling not in _SPIRAL_POWER:
         raise ValueError(f"expected sampling to be one of {', '.join(_SPIRAL_POWER)}, got {sampling!r}")
     sizes = {1: (n_samples + 1) // 2, 0: n_samples // 2}
@@ -140,8 +141,10 @@ def make_checkerboard(
 
 
 def _check_at_least(name: str, value: float, least: float) -> None:
+    if isinstance(least, int) and (isinstance(value, bool) or not isinstance(value, Integral)):
+        raise ValueError(f"expected {name} to be a whole number, got {value!r}")
     if not value >= least:
-        raise ValueError(f"expected {name} to be {least} or more, got {value!r}")
+        raise ValueError(f"expected {name} to be {least:g} or more, got {value!r}")
 
 
 TOYS: dict[str, Callable[..., Dataset]] = {
