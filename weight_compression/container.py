@@ -64,7 +64,7 @@ def save_file(
     metadata : mapping of str to str, optional
         Kept with the file; see :attr:`WczFile.metadata`.
     progress : callable (name, tensor, payload), optional
-        Called after each tensor.
+        Called after each tensor that is written; tied ones are written once.
 
     Raises
     ------
@@ -276,6 +276,8 @@ def load_file(
     with WczFile(path) as file:
         loaded: dict[tuple[int, int], torch.Tensor] = {}
         result = {}
+        if isinstance(names, str):
+            raise TypeError(f"names: expected names in a list, got {names!r}")
         for name in file.keys() if names is None else names:
             span = file.span(name)
             if span not in loaded or span[0] == span[1]:

@@ -49,10 +49,10 @@ template <class... Parameters, class... Arguments>
 void launch(const char* what, void (*kernel)(Parameters...), const Grid& grid, const Launch& on,
             const Arguments&... arguments) {
     if (grid.shared_bytes > 48 * 1024)  // more than every device grants unasked
-        check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                        cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                        static_cast<int>(grid.shared_bytes)),
-                   what);
+        check_cuda(
+            cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(grid.shared_bytes)),
+            what);
     cudaLaunchConfig_t config = {};
     config.gridDim = grid.blocks;
     config.blockDim = grid.threads;

@@ -237,6 +237,8 @@ class CompressedModelAverager(ModelAverager):
             If the state has an outer optimiser and this averager has none. At the next averaging: if it is of other
             parameters or of another number of ranks.
         """
+        if "outer" not in state_dict:
+            raise ValueError(f"state_dict: expected what state_dict() gave, got entries {sorted(state_dict)}")
         if state_dict["outer"] is not None and self.outer_optimizer is None:
             raise ValueError("state_dict: expected one without an outer optimiser, or an averager made with one")
         self.step = int(state_dict["step"])
@@ -461,6 +463,8 @@ def _initialised(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
     group = dist.group.WORLD if group is None else group
     if group is None:
         raise ValueError("expected torch.distributed to be initialised: call torch.distributed.init_process_group")
+    if not isinstance(group, dist.ProcessGroup):
+        raise TypeError(f"process_group: expected a ProcessGroup that this rank is in, got {group!r}")
     return group
 
 

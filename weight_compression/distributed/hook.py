@@ -96,8 +96,8 @@ class EntropyCompressionState:
         module: nn.Module | None = None,
         keep_steps: int = 1000,
     ) -> None:
-        if start_iteration < 0:
-            raise ValueError(f"start_iteration: expected at least 0, got {start_iteration}")
+        if not isinstance(start_iteration, int) or start_iteration < 0:
+            raise ValueError(f"start_iteration: expected a whole number of at least 0, got {start_iteration!r}")
         if mode not in (*MODES, "auto"):
             raise ValueError(f"mode: expected 'coded', 'auto', 'bf16' or 'raw', got {mode!r}")
         if decisions is not None and mode != "auto":
@@ -351,6 +351,8 @@ class EntropyCompressionState:
         ValueError
             If it is of a model with other parameters' names or, when those are reduced, sizes.
         """
+        if "named" not in state_dict:
+            raise ValueError(f"state_dict: expected what state_dict() gave, got entries {sorted(state_dict)}")
         if state_dict["named"] != self._named:
             raise ValueError("state_dict: expected one of a state made with module in the same way, given or not")
         if self._named and (unknown := sorted(set(state_dict["residuals"]) - set(self._names))):
