@@ -463,8 +463,8 @@ def _initialised(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
     group = dist.group.WORLD if group is None else group
     if group is None:
         raise ValueError("expected torch.distributed to be initialised: call torch.distributed.init_process_group")
-    if not isinstance(group, dist.ProcessGroup):
-        raise TypeError(f"process_group: expected a ProcessGroup that this rank is in, got {group!r}")
+    if not isinstance(group, dist.ProcessGroup) and group != dist.GroupMember.NON_GROUP_MEMBER:
+        raise TypeError(f"process_group: expected a ProcessGroup, got {group!r}")
     return group
 
 
