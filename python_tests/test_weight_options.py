@@ -482,13 +482,19 @@ def test_another_default_device_changes_nothing(config, tmp_path):
         assert wc.load_file(tmp_path / "x.wcz")["x"].device.type == "cpu"
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of MaskedTensors")
 def test_tensors_without_memory_of_their_own():
     with FakeTensorMode():
         fake = torch.randn(50, 50)
     out = torch.zeros(50, 50)
-    for tensor in (fake, torch._efficientzerotensor(50), MaskedTensor(torch.ones(3), torch.ones(3, dtype=torch.bool))):
+    masked = MaskedTensor(torch.ones(3), torch.ones(3, dtype=torch.bool))
+    freed = torch.ones(50)
+    freed.untyped_storage().resize_(0)
+    for tensor in (fake, torch._efficientzerotensor(50), masked, freed):
         with pytest.raises(TypeError, match="expected a"):
             wc.compress(tensor)
+    with pytest.raises(TypeError, match="memory of its own"):
+        torch.vmap(lambda row: wc.compress(row).sum())(out)
     with pytest.raises(TypeError, match="out: expected a tensor with memory of its own, got FakeTensor"):
         wc.decompress(wc.compress(out), fake)
     for wrong in ([1.0], np.zeros(3)):

@@ -123,10 +123,6 @@ def _flat_values(tensor: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...]]:
     """The tensor flat and contiguous, and its shape, after checking that it can be compressed."""
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"expected a torch.Tensor, got {type(tensor).__name__}")
-    if not _has_memory(tensor):
-        raise TypeError(
-            f"expected a tensor with memory of its own, got {type(tensor).__name__}; of a DTensor: to_local() or full_tensor()"
-        )
     if tensor.dtype not in DTYPES:
         raise TypeError(f"expected one of {', '.join(map(str, DTYPES))}, got {tensor.dtype}")
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type == "meta":
@@ -137,15 +133,22 @@ def _flat_values(tensor: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...]]:
         raise NotImplementedError(
             f"expected a tensor on the CPU or a CUDA device, got one on {tensor.device}: move it with .cpu()"
         )
+    if not _has_memory(tensor):
+        raise TypeError(
+            f"expected a tensor with memory of its own, got {type(tensor).__name__}; of a DTensor: to_local() or full_tensor()"
+        )
     x = tensor.detach().resolve_conj().resolve_neg().reshape(-1).contiguous()
     return x, tuple(tensor.shape)
 
 
 def _has_memory(tensor: torch.Tensor) -> bool:
-    """Whether its values lie where it says: those of wrappers and of fake tensors do not."""
-    if type(tensor) in (torch.Tensor, torch.nn.Parameter):
-        return not tensor._is_zerotensor()
-    return not (isinstance(tensor, FakeTensor) or is_traceable_wrapper_subclass(tensor) or tensor._is_zerotensor())
+    """Whether its values lie where it says: those of wrappers, fake tensors and tensors of function transforms do not."""
+    if isinstance(tensor, FakeTensor) or is_traceable_wrapper_subclass(tensor):
+        return False
+    try:
+        return tensor.data_ptr() != 0 or tensor.numel() == 0
+    except RuntimeError:
+        return False
 
 
 def _checked(config: CompressionConfig | None) -> CompressionConfig:
