@@ -73,7 +73,7 @@ def _check(x: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None) -
 
 
 def check_transformed(x: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None, ignore_index: int) -> None:
-    """:func:`_check` for the reference, and class indices as far as they can be seen: not those that are transformed."""
+    """:func:`_check` for the reference, and class indices."""
     _check(x, target, weight)
     if not target.is_floating_point():
         check_indices(target, x.shape[1], ignore_index)
@@ -82,10 +82,11 @@ def check_transformed(x: torch.Tensor, target: torch.Tensor, weight: torch.Tenso
 def check_indices(target: torch.Tensor, classes: int, ignore_index: int) -> None:
     if torch.compiler.is_compiling() or target.device.type != "cpu":
         return
-    if not torch._C._functorch.is_functorch_wrapped_tensor(target):
-        wrong = target[((target < 0) | (target >= classes)) & (target != ignore_index)]
-        if len(wrong):
-            raise IndexError(f"expected class indices from 0 to {classes - 1} or {ignore_index}, got {int(wrong[0])}")
+    while torch._C._functorch.is_functorch_wrapped_tensor(target):
+        target = torch._C._functorch.get_unwrapped(target)
+    wrong = target[((target < 0) | (target >= classes)) & (target != ignore_index)]
+    if len(wrong):
+        raise IndexError(f"expected class indices from 0 to {classes - 1} or {ignore_index}, got {int(wrong[0])}")
 
 
 def check_weight(weight: torch.Tensor, classes: int, device: torch.device) -> None:

@@ -78,7 +78,7 @@ def test_figures(tmp_path):
         plot_layer_rms(recorder),
         plot_softmax_normalizer(recorder),
     ]
-    assert [len(figure.axes) for figure in figures] == [4, 2, 1, 2, 1]
+    assert [len(figure.axes) for figure in figures] == [4, 4, 2, 1, 2, 1]
     for i, figure in enumerate(figures):
         save_figure(figure, tmp_path / f"{i}.png")
         assert (tmp_path / f"{i}.png").stat().st_size > 5000

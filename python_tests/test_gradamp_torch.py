@@ -312,6 +312,12 @@ def test_checks_hold_under_transforms():
     w = torch.randn(5, 7)
     with pytest.raises(IndexError, match="got 99"):
         torch.func.grad(lambda h: gradamp.linear_exp_ga(h, w, None, torch.tensor([99, 0])))(torch.randn(2, 7))
+    for each in (torch.vmap(gradamp.exp_ga), torch.vmap(torch.func.grad(gradamp.exp_ga))):
+        assert each(x[:, None], target[:, None]).isfinite().all()
+        with pytest.raises(IndexError, match="got 99"):
+            each(x[:, None], torch.tensor([[0], [1], [99], [2]]))
+    with pytest.raises(IndexError, match="got 99"):
+        torch.func.functionalize(gradamp.exp_ga)(x, torch.tensor([0, 1, 4, 99]))
 
 
 def test_forward_mode():

@@ -274,10 +274,10 @@ def _check_out(out: torch.Tensor, header: Header, accumulate: bool) -> None:
 
 
 def _check_target(out: torch.Tensor, where: torch.device, accumulate: bool) -> None:
-    if not _has_memory(out):
-        raise TypeError(f"out: expected a tensor with memory of its own, got {type(out).__name__}")
     if out.device != where:
         raise ValueError(f"out: expected a tensor on {where}, where the payload is, got one on {out.device}")
+    if not _has_memory(out):
+        raise TypeError(f"out: expected a tensor with memory of its own, got {type(out).__name__}")
     if not out.is_contiguous():
         raise ValueError(f"out: expected a contiguous tensor, got strides {out.stride()}")
     if out.is_conj() or out.is_neg():
