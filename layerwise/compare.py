@@ -343,7 +343,7 @@ class _Setting:
 
     def chain(self, plan: _Plan, seed: int = 0) -> Chain:
         torch.manual_seed(seed)
-        chain = split(self.make_model().to(self.device), plan.spec)
+        chain = split(self.make_model().to(self.device), plan.spec, example=batch_of(self.example()[0], 2))
         return checkpointed(chain, plan.starts) if plan.starts else chain
 
     def predict(self, plan: _Plan, micro: int, measure: bool = False) -> MemoryReport:

@@ -5,17 +5,22 @@ from __future__ import annotations
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from layerwise.tracing import SplitError, Trace, trace_modes
 
 __all__ = ["find_units"]
 
+_SEVERAL = (
+    "more than one tensor crosses to every module where it could be cut, as a mask does; to train it by parts, name them: "
+    "split(model, names)"
+)
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
-def find_units(model: nn.Module) -> list[str]:
+def find_units(model: nn.Module, example: Any = None) -> list[str]:
     """Names of the modules that begin the units of "auto".
 
     Raises
@@ -27,11 +32,11 @@ def find_units(model: nn.Module) -> list[str]:
     if named is not None:
         return list(named)
     modules = dict(model.named_modules())
-    train, evaluation = traces = trace_modes(model, extend=True)
+    train, evaluation = traces = trace_modes(model, example=example, extend=True)
     around: dict[str, list[str]] = {}  # the modules that a layer lies in, outermost first, itself last
     for node in evaluation.nodes:
-        name = str(node.target)
-        if node.op == "call_module" and _has_kernel(modules[name]) and name in train.first:
+        name = _layer_of(node, modules)
+        if name is not None and name in train.first:
             around.setdefault(name, Trace.modules_of(node))
     if not around:
         raise SplitError(
@@ -50,13 +55,25 @@ def find_units(model: nn.Module) -> list[str]:
     last = list(around)[-1]
     if len(units) > 1 and isinstance(modules[last], nn.Linear) and list(units.values())[-1] == [last]:
         units.popitem()
-    if len(units) == 1 and len(around) > 2:
-        warnings.warn(
-            f"{type(model).__name__} is a single unit, for more than one tensor crosses to every module where it could be cut, "
-            "as a mask does; to train it by parts, name them: split(model, names)",
-            stacklevel=4,
-        )
+    if len(units) == 1:
+        hidden = [name for name in evaluation.left if sum(p.dim() > 1 for p in modules[name].parameters()) > 2]
+        if hidden or len(around) > 2:
+            reason = evaluation.left[hidden[0]] if hidden else _SEVERAL
+            warnings.warn(f"{type(model).__name__} is a single unit: {reason}", stacklevel=4)
     return list(units)
+
+
+def _layer_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> str | None:
+    """The module with a kernel that a node calls, or whose kernel it reads where it was entered: a layer of somebody's own."""
+    name = str(node.target)
+    if node.op == "call_module":
+        return name if _has_kernel(modules[name]) else None
+    names = Trace.modules_of(node)
+    if node.op != "get_attr" or not names or names[-1] != name.rpartition(".")[0]:
+        return None
+    module = modules[names[-1]]
+    inside = any(True for child in module.children() for _ in child.parameters())
+    return names[-1] if not inside and _has_kernel(module) else None
 
 
 def _has_kernel(module: nn.Module) -> bool:
@@ -70,14 +87,15 @@ def _gather(
     """Units, by the name of the module that begins them, and their layers.
 
     Where several tensors cross into a layer, the smallest module that only one enters and in which they come together again
-    is a block, which stays whole, as do all of its class. A layer that is alone in a module stands for that module.
+    is a block, which stays whole, as do all of its class. A layer that is alone in a module stands for that module. Layers of
+    constants, such as an embedding of positions, begin no unit.
     """
     inside: dict[str, list[str]] = defaultdict(list)
     whole: set[type] = set()
     for layer, names in around.items():
         for name in names:
             inside[name].append(layer)
-        if not is_narrow(layer):
+        if not is_narrow(layer) and layer in trace.fed:
             merging = trace.modules_of(trace.merging(layer))
             blocks = [n for n in names if n in merging and type(modules[n]) not in _CONTAINERS and is_narrow(n)]
             whole.update(type(modules[n]) for n in blocks[-1:])
@@ -93,7 +111,7 @@ def _gather(
     for layer, names in around.items():
         block = next((n for n in names if type(modules[n]) in whole), None)
         name = block or next((n for n in names if is_alone(layer, n)), layer)
-        if name not in units and (not units or is_narrow(name)):
+        if name not in units and (not units or (is_narrow(name) and (name == block or layer in trace.fed))):
             units[name] = []
         list(units.values())[-1].append(layer)
     return units

@@ -43,15 +43,18 @@ def split(
     spec : str, pattern, int, sequence of str or sequence of Unit, default="auto"
         "auto": the names in the model's attribute ``unit_names`` where it has one; else timm's groups where it has a
         ``group_matcher``; else every module at which one tensor alone crosses and which has a matrix or kernel among its
-        parameters. Residual blocks and modules that torch.fx cannot follow stay whole, normalisations join the unit before
-        them, and the last linear layer, the classifier, joins the last unit. If that leaves a single unit, there is a warning.
+        parameters; masks and positions, which depend on sizes alone, may cross beside it. Residual blocks and modules that
+        torch.fx cannot follow stay whole, normalisations join the unit before them, and the last linear layer, the classifier,
+        joins the last unit. If that leaves a single unit, there is a warning that says why.
         A pattern (``re.compile``): the modules whose whole name it matches, without those inside another that it matches.
         Names: fully qualified names of modules, in any order; each begins a unit, inside residual blocks also.
         A number: as many blocks of consecutive units of `within`, the costliest as cheap as can be.
         Units: taken as they are.
     example : Tensor or tuple of Tensor, optional
-        An input, or all of them; needed for a number of blocks balanced by memory or time. With it, the chain's output is
-        compared with the model's, bit by bit.
+        An input, or a tuple of all; needed for a number of blocks balanced by memory or time. With it, the chain's output is
+        compared with the model's, bit by bit, and the model's forward may ask for shapes, types and devices in conditions, loops
+        and numbers, as those of Hugging Face's transformers do: the answers are those for the example, as long as they are the
+        same for a batch of another size.
     balance_by : {"memory", "time", "parameters"}, default="memory"
         What blocks are balanced by: bytes that autograd keeps for the backward pass, seconds of a forward and backward
         pass, both in training mode, or the number of parameters.
@@ -92,11 +95,11 @@ def split(
     if not by_hand:
         _check_unwrapped(model)
     if isinstance(spec, int):
-        chain = cut_model(model, _blocks(model, spec, example, balance_by, within))
+        chain = cut_model(model, _blocks(model, spec, example, balance_by, within), example)
     elif by_hand:
         chain = _of_units(model, cast("Sequence[Unit]", spec))
     else:
-        chain = cut_model(model, _names(model, cast("str | re.Pattern[str] | Sequence[str]", spec)))
+        chain = cut_model(model, _names(model, cast("str | re.Pattern[str] | Sequence[str]", spec), example), example)
     if example is not None:
         chain.check(example)
     return chain
@@ -129,14 +132,14 @@ def _of_units(model: nn.Module, units: Sequence[Any]) -> Chain:
     return chain
 
 
-def _names(model: nn.Module, spec: str | re.Pattern[str] | Sequence[str]) -> list[str]:
+def _names(model: nn.Module, spec: str | re.Pattern[str] | Sequence[str], example: Any) -> list[str]:
     if isinstance(spec, str):
         if spec != "auto":
             raise ValueError(
                 f"spec: expected 'auto', a compiled pattern, names, a number or units, got {spec!r}; "
                 "for one name write a list, for a pattern re.compile"
             )
-        return find_units(model)
+        return find_units(model, example)
     if isinstance(spec, re.Pattern):
         names: list[str] = []
         for name, module in model.named_modules():
@@ -156,7 +159,7 @@ def _blocks(model: nn.Module, count: int, example: Any, by: str, within: Spec) -
         isinstance(within, (str, re.Pattern)) or all(isinstance(w, str) for w in within)
     ):
         raise TypeError("within: expected 'auto', a pattern or names, got a number or units")
-    finest = cut_model(model, _names(model, cast("str | re.Pattern[str] | Sequence[str]", within)))
+    finest = cut_model(model, _names(model, cast("str | re.Pattern[str] | Sequence[str]", within), example), example)
     if count > len(finest):
         raise ValueError(f"spec: {count} blocks of {len(finest)} units; give a finer `within`, or fewer blocks")
     if by not in ("memory", "time", "parameters"):

@@ -14,7 +14,7 @@ import linecache
 import operator
 import traceback
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from layerwise.units import Chain, Unit, modes_kept
+from layerwise.borrowing import batch_of
+from layerwise.metadata import Metadata, Unknown
+from layerwise.units import Chain, Unit, main_tensor, modes_kept
 
 __all__ = ["SplitError", "Trace", "cut_model", "trace_modes"]
 
@@ -59,14 +61,17 @@ class _Tracer(fx.Tracer):
 
     Optional arguments of the model's forward have their defaults, and are no inputs of the trace. Tensors that the forward
     makes of nothing, random ones among them, are made anew at every call. torch's own transformer encoder, whose forward looks at
-    sizes, is followed layer by layer where it has samples first and is given no mask.
+    sizes, is followed layer by layer where it has samples first and is given no mask. With examples, of two sizes of batch, the
+    forward learns what they agree on: conditions on shapes and types, lengths, numbers.
     """
 
     proxy_buffer_attributes = True
 
-    def __init__(self, leaves: Collection[str] = ()) -> None:
+    def __init__(self, leaves: Collection[str] = (), examples: Sequence[Sequence[Any]] = ()) -> None:
         super().__init__()
         self.leaves = leaves
+        self.examples = examples
+        self.metadata: list[Metadata] = []
         self.stack: list[str] = []
         self.failed_in: str | None = None
         self.encoders: dict[str, set[bool]] = {}  # by name, whether its calls so far could be followed
@@ -81,6 +86,8 @@ class _Tracer(fx.Tracer):
         return module_qualified_name in self.leaves or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        if not _has_state(m) and not any(m is there for there in self.root.modules()):
+            return forward(*args, **kwargs)  # made by the forward itself, as in nn.ReLU()(x)
         path = self.path_of_module(m)
         self.stack.append(path)
         if isinstance(m, nn.TransformerEncoder) and path not in self.leaves:
@@ -104,7 +111,28 @@ class _Tracer(fx.Tracer):
         inputs = [p for p in positional if p.default is p.empty] or positional[:1]
         if isinstance(self.root, nn.TransformerEncoder) and _is_plain(self.root, (None,), {}):
             root_fn = _encode
+        self.metadata = [Metadata(self.root, batch) for batch in self.examples if len(batch) >= len(inputs)]
         return root_fn, [self.root, *(self.create_proxy("placeholder", p.name, (), {}) for p in inputs)]
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+    def ask(self, proxy: fx.Proxy, question: Callable[[Any], Any]) -> Any:
+        """What the answer is for the example and for another size of batch; None if they differ or it is not known."""
+        try:
+            values = [metadata.of(proxy.node) for metadata in self.metadata]
+            answers = [question(value) for value in values if not isinstance(value, Tensor)]
+        except (Unknown, TypeError):
+            return None
+        return answers[0] if len(answers) == 2 and answers[0] == answers[1] else None
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        answer = self.ask(obj, bool)
+        return super().to_bool(obj) if answer is None else answer
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        length = self.ask(obj, len)
+        return super().iter(obj) if length is None else iter([operator.getitem(obj, i) for i in range(length)])
 
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, Tensor) and a not in self.tensor_attrs:
@@ -112,6 +140,47 @@ class _Tracer(fx.Tracer):
             if all(a is not tensor for tensor in kept):
                 raise ValueError("a tensor is computed without the input; register it as a buffer")
         return super().create_arg(a)
+
+
+class _Proxy(fx.Proxy):
+    """It can be a number, or have a length, where that is known."""
+
+    tracer: _Tracer
+
+    def _number(self, kind: type) -> Any:
+        answer = self.tracer.ask(self, lambda value: kind(value) if isinstance(value, (int, float)) else None)
+        if answer is None:
+            raise TypeError(f"symbolically traced variables cannot be used as {kind.__name__}")
+        return answer
+
+    def __len__(self) -> int:
+        length: int | None = self.tracer.ask(self, len)
+        if length is None:
+            raise TypeError("the length of a symbolically traced variable is not known")
+        return length
+
+    def __index__(self) -> int:
+        number: int = self._number(int)
+        return number
+
+    def __getattr__(self, name: str) -> _Attribute:
+        return _Attribute(self, name)
+
+    __int__ = __index__
+
+    def __float__(self) -> float:
+        number: float = self._number(float)
+        return number
+
+
+class _Attribute(_Proxy, fx.proxy.Attribute):
+    pass
+
+
+def _two_sizes(example: Sequence[Any]) -> list[Sequence[Any]]:
+    """The example, and one with a sample more."""
+    first = main_tensor(example)
+    return [example, batch_of(example, len(first) + 1) if first.dim() else example]
 
 
 def _is_plain(encoder: Any, args: Any, kwargs: Any) -> bool:
@@ -166,7 +235,7 @@ class _Untraceable(Exception):
         self.where = where
         self.error = error
 
-    def explain(self, model: nn.Module) -> SplitError:
+    def explain(self, model: nn.Module, example: Any) -> SplitError:
         where = f"module {self.where!r}" if self.where else type(model).__name__
         library = str(Path(torch.__file__).parent)
         frames = traceback.extract_tb(self.error.__traceback__)
@@ -175,17 +244,21 @@ class _Untraceable(Exception):
         if own:
             source = (own[-1].line or linecache.getline(own[-1].filename, own[-1].lineno or 0)).strip()
             at = f"{own[-1].filename}:{own[-1].lineno}: `{source}`: "
-        name_it = f"name {self.where!r}, or a module around it, as one unit, or " if self.where else ""
-        return SplitError(
-            f"{where} cannot be traced: {at}{self.error}. Change that, or {name_it}give units by hand: "
-            "split(model, [Unit(name, function, modules), ...])"
-        )
+        ways = ["change that"]
+        if example is None:
+            ways.append(
+                "give an example of the input, by whose shape and type conditions are decided: split(model, example=x)"
+            )
+        if self.where:
+            ways.append(f"name {self.where!r}, or a module around it, as one unit")
+        ways.append("give units by hand: split(model, [Unit(name, function, modules), ...])")
+        return SplitError(f"{where} cannot be traced: {at}{self.error}. Ways out: {'; '.join(ways)}")
 
 
-def _trace(model: nn.Module, leaves: Collection[str]) -> tuple[fx.Graph, set[str]]:
+def _trace(model: nn.Module, leaves: Collection[str], examples: Sequence[Sequence[Any]]) -> tuple[fx.Graph, set[str]]:
     """The graph, and the encoders that have to be leaves, for one call has a mask and another has none. What the forward
     writes into its modules while it is traced is undone."""
-    tracer = _Tracer(leaves)
+    tracer = _Tracer(leaves, examples)
     before = [(module, dict(module.__dict__), dict(module._buffers)) for module in model.modules()]
     try:
         graph = tracer.trace(model)
@@ -219,21 +292,36 @@ class Trace:
         In the order of execution.
     first : dict
         Names of modules to the index of the first node inside.
+    fed : set of str
+        Names of modules which something enters that is computed from the input, not only constants.
+    left : mapping
+        Names of modules that were not entered, for torch.fx cannot follow them, to why.
+
+    Numbers, and tensors made of numbers and buffers alone, such as masks of a size, are constants: they cross a cut beside what
+    is computed from the input, and are not counted. `trained` are the names of parameters, of which nothing is constant.
     """
 
-    def __init__(self, graph: fx.Graph) -> None:
+    def __init__(self, graph: fx.Graph, trained: Collection[str], left: Mapping[str, str]) -> None:
         self.graph = graph
+        self.left = left
         self.nodes = list(graph.nodes)
         self.first: dict[str, int] = {}
         index = {node: i for i, node in enumerate(self.nodes)}
         self._last_use = [max((index[user] for user in node.users), default=-1) for node in self.nodes]
         numbers: set[fx.Node] = set()
+        self._constants: set[fx.Node] = set()
+        self.fed: set[str] = set()
         change = [0] * (len(self.nodes) + 1)
         for i, node in enumerate(self.nodes):
             for name in self.modules_of(node):
                 self.first.setdefault(name, i)
+            for source in node.all_input_nodes:
+                if source.op != "get_attr" and source not in self._constants:
+                    self.fed.update(set(self.modules_of(node)).difference(self.modules_of(source)))
             if _is_number(node, numbers):
                 numbers.add(node)
+            if node in numbers or _is_constant(node, self._constants, trained):
+                self._constants.add(node)
             elif node.op != "get_attr" and self._last_use[i] > i:
                 change[i + 1] += 1
                 change[self._last_use[i] + 1] -= 1
@@ -248,13 +336,14 @@ class Trace:
         return names
 
     def crossing(self, at: int) -> list[fx.Node]:
-        """Values made before node `at` and used from there on, in the order in which they are made."""
-        return [
+        """Values made before node `at` and used from there on, in the order in which they are made, constants first."""
+        used = [
             n for n, last in zip(self.nodes[:at], self._last_use, strict=False) if last >= at and n.op != "get_attr"
         ]
+        return sorted(used, key=lambda n: n not in self._constants)
 
     def is_narrow(self, name: str) -> bool:
-        """Whether one tensor alone crosses to where module `name` begins."""
+        """Whether one tensor alone crosses to where module `name` begins, beside constants."""
         return self._tensors_crossing[self.first[name]] == 1
 
     def merging(self, name: str) -> fx.Node:
@@ -272,36 +361,48 @@ def _is_number(node: fx.Node, numbers: set[fx.Node]) -> bool:
     return node.op == "call_function" and node.target in _ARITHMETIC and bool(inputs) and numbers.issuperset(inputs)
 
 
-def trace_modes(model: nn.Module, leaves: Collection[str] = (), *, extend: bool = False) -> list[Trace]:
+def _is_constant(node: fx.Node, constants: set[fx.Node], trained: Collection[str]) -> bool:
+    if node.op == "get_attr":
+        return node.target not in trained
+    return node.op in ("call_function", "call_method") and constants.issuperset(node.all_input_nodes)
+
+
+def trace_modes(
+    model: nn.Module, leaves: Collection[str] = (), example: Any = None, *, extend: bool = False
+) -> list[Trace]:
     """The forward in training and in eval mode. Modules called `leaves` are not entered; nor, if `extend`, are those that
-    torch.fx cannot follow."""
+    torch.fx cannot follow. With an example, an input or a tuple of all, conditions on shapes, types and devices are decided."""
     leaves = set(leaves)
+    examples = [] if example is None else _two_sizes(example if isinstance(example, tuple) else (example,))
     graphs: list[fx.Graph] = []
+    left: dict[str, str] = {}
     with modes_kept([model]):
         while len(graphs) < 2:
             model.train(not graphs)
             try:
-                graph, whole = _trace(model, leaves)
+                graph, whole = _trace(model, leaves, examples)
             except _Untraceable as failure:
                 if not extend or not failure.where or failure.where in leaves:
-                    raise failure.explain(model) from failure.error
+                    raise failure.explain(model, example) from failure.error
                 whole = {failure.where}
+                left[failure.where] = str(failure.explain(model, example))
             if whole:
                 leaves |= whole
                 graphs.clear()
             else:
                 graphs.append(graph)
-    return [Trace(graph) for graph in graphs]
+    trained = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return [Trace(graph, trained, left) for graph in graphs]
 
 
 # ---- cutting ----
 
 
-def cut_model(model: nn.Module, names: Sequence[str]) -> Chain:
+def cut_model(model: nn.Module, names: Sequence[str], example: Any = None) -> Chain:
     """The chain whose units begin at the modules called `names`."""
     modules = dict(model.named_modules())
     above = _check_names(modules, names)
-    traces = trace_modes(model, {name for name in modules if name and name not in above})
+    traces = trace_modes(model, {name for name in modules if name and name not in above}, example)
     for trace in traces:
         missing = [name for name in names if name not in trace.first]
         if missing:

@@ -204,7 +204,7 @@ class Chain:
                     kind = "parameter" if isinstance(tensor, nn.Parameter) else "buffer"
                     raise ValueError(
                         f"{kind} {name!r} is used by units {owners[id(tensor)]!r} and {unit.name!r}; each of them would "
-                        "train it for itself. Make one unit of the two, and of what lies between"
+                        "train it for itself. Make one unit of the two and of what lies between, or give each its own"
                     )
 
         droppers: dict[int, str] = {}

@@ -1,4 +1,4 @@
-"""Models of torchvision and timm, where they are installed: units that are blocks, and chains that are the models."""
+"""Models of torchvision, timm and transformers, where they are installed: units are blocks, chains the models."""
 
 from __future__ import annotations
 
@@ -146,3 +146,74 @@ def test_timm(name):
     torch.manual_seed(0)
     dropped = {"drop_path_rate": 0.3} if name.startswith(("resnet", "vit", "convnext", "tf_")) else {}
     check(timm.create_model(name, num_classes=10, **dropped, **options), size, units)
+
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+WORDS = {**SMALL, "vocab_size": 100, "pad_token_id": 0}
+IMAGES = {**SMALL, "image_size": 32, "patch_size": 8}
+
+# Class: options, units. All of them look at shapes and types: there is an example.
+TRANSFORMERS = {
+    "BertForSequenceClassification": (
+        WORDS,
+        ["bert.embeddings.word_embeddings", "bert.encoder.layer.0", "bert.encoder.layer.1", "bert.pooler"],
+    ),
+    "DistilBertForSequenceClassification": (
+        {"vocab_size": 100, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64},
+        [
+            "distilbert.embeddings.word_embeddings",
+            "distilbert.transformer.layer.0",
+            "distilbert.transformer.layer.1",
+            "pre_classifier",
+        ],
+    ),
+    "LlamaForCausalLM": (
+        {**WORDS, "tie_word_embeddings": False},
+        ["model.embed_tokens", "model.layers.0", "model.layers.1"],
+    ),
+    "GPT2LMHeadModel": (
+        {"vocab_size": 100, "n_embd": 32, "n_layer": 2, "n_head": 4, "tie_word_embeddings": False},
+        ["transformer.wte", "transformer.h.0", "transformer.h.1"],
+    ),
+    "ViTForImageClassification": (IMAGES, ["vit.embeddings", "vit.layers.0", "vit.layers.1"]),
+    "SwinForImageClassification": (
+        {"image_size": 32, "patch_size": 2, "embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4},
+        [
+            "swin.embeddings",
+            "swin.encoder.layers.0.blocks.0",
+            "swin.encoder.layers.0.downsample",
+            "swin.encoder.layers.1.blocks.0",
+        ],
+    ),
+    "ResNetForImageClassification": (
+        {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 2], "layer_type": "basic"},
+        [
+            "resnet.embedder",
+            "resnet.encoder.stages.0.layers.0",
+            *(f"resnet.encoder.stages.1.layers.{i}" for i in range(2)),
+        ],
+    ),
+}
+
+
+class Scores(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x, **({"use_cache": False} if hasattr(self.model.config, "use_cache") else {})).logits
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_hugging_face(name):
+    transformers = need("transformers")
+    options, units = TRANSFORMERS[name]
+    torch.manual_seed(0)
+    kind = getattr(transformers, name)
+    model = Scores(kind(kind.config_class(**options))).eval()
+    x = images(2, size=32) if "Image" in name else torch.randint(1, 100, (2, 16))
+    chain = split(model, example=x)
+    assert chain.names == [f"model.{unit}" for unit in units]
+    assert_same(model, chain, x)
+    assert_same(model, chain, torch.cat([x, x[:1]]))

@@ -371,7 +371,7 @@ def test_calls_of_an_encoder(call, layer, inside):
 def test_an_encoder_with_a_mask_stays_whole():
     x = torch.randint(0, 20, (6, 5))
     x[:, 0] = 1
-    with pytest.warns(UserWarning, match="Encoder is a single unit, for more than one tensor crosses"):
+    with pytest.warns(UserWarning, match="Encoder is a single unit: more than one tensor crosses"):
         assert lw.split(Encoder(masked=True), example=x).names == ["embedding"]
     assert lw.split(Encoder(masked=True), ["embedding", "encoder"], example=x).names == ["embedding", "encoder"]
 
