@@ -211,7 +211,7 @@ class Run:
                 "rows": table.rows,
                 "trends": table.trends,
                 "projections": {
-                    layer: [p.points.float().tolist(), p.labels.tolist(), p.share]
+                    layer: [[[float(f"{x:.3g}") for x in row] for row in p.points.tolist()], p.labels.tolist(), p.share]
                     for layer, p in table.projections.items()
                 },
             }
