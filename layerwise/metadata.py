@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import operator
 from collections.abc import Callable, Iterator, Sequence
@@ -36,11 +37,14 @@ class Metadata:
 
     def __init__(self, root: nn.Module, inputs: Sequence[Any]) -> None:
         self._root = root
-        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self._inputs = inputs
         self._fakes: dict[int, Tensor] = {}
-        self._inputs = [tree_map(self._fake, value) for value in inputs]
         self._values: dict[fx.Node, Any] = {}
         self._failed: set[fx.Node] = set()
+
+    @functools.cached_property
+    def _mode(self) -> FakeTensorMode:
+        return FakeTensorMode(allow_non_fake_inputs=True)  # made when it is needed: the first one takes a second
 
     def _fake(self, value: Any) -> Any:
         if not isinstance(value, Tensor):
@@ -74,7 +78,7 @@ class Metadata:
         try:
             if node.op == "placeholder":
                 position = [n for n in node.graph.nodes if n.op == "placeholder"].index(node)
-                return self._inputs[position]
+                return tree_map(self._fake, self._inputs[position])
             if node.op == "get_attr":
                 return self._fake(operator.attrgetter(str(node.target))(self._root))
             if node.op == "call_module":

@@ -77,6 +77,7 @@ class _Tracer(fx.Tracer):
         self.encoders: dict[str, set[bool]] = {}  # by name, whether its calls so far could be followed
 
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
+        self.installed = set(root.modules())
         with _Factories(self):
             return super().trace(root, concrete_args)
 
@@ -86,7 +87,7 @@ class _Tracer(fx.Tracer):
         return module_qualified_name in self.leaves or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        if not _has_state(m) and not any(m is there for there in self.root.modules()):
+        if m not in self.installed and not _has_state(m):
             return forward(*args, **kwargs)  # made by the forward itself, as in nn.ReLU()(x)
         path = self.path_of_module(m)
         self.stack.append(path)
