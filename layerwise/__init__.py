@@ -26,8 +26,7 @@ from layerwise.recompute import checkpointed
 from layerwise.regularisers import Regularisation, gradient_dropout, gradient_noise
 from layerwise.ridge_head import RidgeHead
 from layerwise.schedules import Stage, bottom_up, robin, simultaneous, sliding_windows, whole
-from layerwise.splitting import split
-from layerwise.tracing import SplitError
+from layerwise.splitting import SplitError, split
 from layerwise.trainer import LayerwiseTrainer
 from layerwise.units import Chain, Unit
 from platonic_core import __version__

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from layerwise.units import Chain, State, Unit, main_tensor
+from layerwise.units import Chain, State, Unit, join_constants, main_tensor, resize_constants, split_constants
 
 __all__ = ["Batch", "Feednet", "counted", "generators_of", "read_batch", "to_device"]
 
@@ -89,12 +89,19 @@ class Feednet:
             size = main_tensor(state).shape[0]
             if self.samples is None or size <= self.samples:
                 return _through(units, state)
+            constants, features = split_constants(state, units[0].constants)
+            leaving = self.chain[stop].constants if stop < len(self.chain) else 0
             whole: State = None
+            kept: tuple[Any, ...] | None = None
             for start in range(0, size, self.samples):
                 rows = slice(start, min(start + self.samples, size))
-                part = _through(units, tree_map(lambda x: x[rows] if _has_rows(x, size) else x, state))  # noqa: B023
+                count = rows.stop - rows.start
+                part = tree_map(lambda x: x[rows] if _has_rows(x, size) else x, features)  # noqa: B023
+                part = _through(units, join_constants(resize_constants(constants, size, count), part))
+                these, part = split_constants(part, leaving)
+                kept = resize_constants(these, count, size) if kept is None else kept
                 whole = _put(whole, part, rows, size)
-            return whole
+            return join_constants(kept or (), whole)
 
     def stream(self, loader: Iterable[Any], boundary: int) -> Iterator[Batch]:
         """Every batch of the loader as it enters unit `boundary`."""

@@ -9,15 +9,15 @@ from typing import ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from layerwise.feednet import Batch
 from layerwise.heads import scores_of
 from layerwise.neighbours import cap_dropped, check_share, k_redundant
 from layerwise.schedules import Stage
-from layerwise.units import State, main_tensor
+from layerwise.units import State, join_constants, main_tensor, resize_constants, split_constants
 
-__all__ = ["Filter", "KFilter", "LossFilter", "check_filters", "losses_under"]
+__all__ = ["Filter", "KFilter", "LossFilter", "check_filters", "filtered", "losses_under"]
 
 LossOf = Callable[[State, Tensor], Tensor]
 
@@ -194,6 +194,38 @@ def _check_start(epoch: int) -> None:
 # ---- batches out of batches ----
 
 
+def filtered(
+    filtering: Filter, stream: Iterator[Batch], epoch: int, loss_of: LossOf | None, constants: int
+) -> Iterator[Batch]:
+    """``filtering.apply``, which gets states without their first `constants` values: these are put back afterwards."""
+    if constants == 0:
+        return filtering.apply(stream, epoch, loss_of)
+    first: list[tuple[tuple[object, ...], int]] = []
+
+    def strip(batch: Batch) -> Batch:
+        state, target = batch
+        own, features = split_constants(state, constants)
+        if not first:
+            first.append((own, len(target)))
+        expected = tree_leaves(resize_constants(*first[0], len(target)))
+        if not all(map(_is_same, expected, tree_leaves(own))):
+            raise TypeError(
+                "filtering: expected the same from batch to batch of what crosses beside the features, such as masks; give "
+                "sequences of one length, or let the units be cut elsewhere"
+            )
+        return features, target
+
+    def restore(batch: Batch) -> Batch:
+        state, target = batch
+        return join_constants(resize_constants(*first[0], len(target)), state), target
+
+    return map(restore, filtering.apply(map(strip, stream), epoch, loss_of))
+
+
+def _is_same(a: object, b: object) -> bool:
+    return torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a == b
+
+
 def _rebatch(stream: Iterator[Batch], most: int, kept: Callable[[State, Tensor], Tensor]) -> Iterator[Batch]:
     """Gather up to `most` samples, keep those with the numbers that `kept` gives, and cut batches of the size that came.
 
@@ -241,19 +273,21 @@ def _gather(stream: Iterator[Batch], most: int) -> Iterator[list[Batch]]:
 
 def _concatenate(batches: list[Batch]) -> Batch:
     flat = [tree_flatten(batch) for batch in batches]
-    structure = flat[0][1]
-    for (leaves, other), (_, target) in zip(flat, batches, strict=True):
+    for (leaves, _), (_, target) in zip(flat, batches, strict=True):
         odd = [x for x in leaves if not isinstance(x, Tensor) or x.dim() == 0 or len(x) != len(target)]
-        if other != structure or odd:
-            got = (
-                f"{tuple(odd[0].shape) if isinstance(odd[0], Tensor) else odd[0]!r}"
-                if odd
-                else "states of several forms"
-            )
+        if odd:
+            got = tuple(odd[0].shape) if isinstance(odd[0], Tensor) else repr(odd[0])
             raise TypeError(
                 f"filtering: expected states of tensors with a row for each of the {len(target)} samples, got {got}; let the "
                 "units be cut where such states cross"
             )
+    forms = [(str(structure), [tuple(x.shape[1:]) for x in leaves]) for leaves, structure in flat]
+    other = next((form for form in forms if form != forms[0]), None)
+    if other is not None:
+        raise TypeError(
+            f"filtering: expected states of one form in all batches, got rows of {forms[0][1]} and {other[1]}"
+        )
+    structure = flat[0][1]
     return tree_unflatten([torch.cat(same) for same in zip(*(leaves for leaves, _ in flat), strict=True)], structure)
 
 

@@ -18,7 +18,7 @@ from layerwise.checkpoint import CheckpointError, describe, load_checkpoint, rng
 from layerwise.ensembles import Truncated
 from layerwise.feature_cache import FeatureCache
 from layerwise.feednet import Batch, Feednet, counted, generators_of, read_batch
-from layerwise.filtering import check_filters, losses_under
+from layerwise.filtering import check_filters, filtered, losses_under
 from layerwise.history import History
 from layerwise.local_losses import make_local_loss
 from layerwise.loop import Counts, Loop, NonFiniteLossError, checked_accuracy
@@ -301,7 +301,7 @@ class LayerwiseTrainer:
         if filtering is not None:
             below = next((t for w, t in reversed(self.trainings.items()) if w[1] == first - 1), None)
             loss_of = None if below is None else losses_under(below.subnet.head, self.feednet.amp)
-            stream = filtering.apply(stream, epoch, loss_of)
+            stream = filtered(filtering, stream, epoch, loss_of, self.chain[first].constants)
         return counted(stream, seen, 1)
 
     def _epochs_of(self, window: Window) -> int:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from layerwise.checkpoint import rng_state, set_rng_state
+
 __all__ = ["Chain", "Unit", "detach_state", "main_tensor"]
 
 State = Any
@@ -40,6 +42,35 @@ def replace_main(state: State, tensor: Tensor) -> State:
     values = list(state)
     values[max(i for i, x in enumerate(values) if isinstance(x, Tensor))] = tensor
     return tuple(values)
+
+
+def split_constants(state: State, count: int) -> tuple[tuple[Any, ...], State]:
+    """The first values of a state, and the rest as a state."""
+    if count == 0:
+        return (), state
+    rest = state[count:]
+    return state[:count], rest[0] if len(rest) == 1 else rest
+
+
+def join_constants(constants: tuple[Any, ...], state: State) -> State:
+    """What :func:`split_constants` has split."""
+    return (*constants, *(state if isinstance(state, tuple) else (state,))) if constants else state
+
+
+def resize_constants(constants: tuple[Any, ...], before: int, after: int) -> tuple[Any, ...]:
+    """Constants of a batch of one size for a batch of another: those with a row for each sample have equal rows."""
+
+    def resize(x: Any) -> Any:
+        if isinstance(x, Tensor) and x.dim() > 0 and len(x) == before and bool((x == x[:1]).all()):
+            return x[:1].expand(after, *x.shape[1:])
+        if isinstance(x, int) and not isinstance(x, bool) and x == before:
+            raise ValueError(
+                f"the number {x} passes from unit to unit, which may be that of the samples: batches have to stay as they are, "
+                "or the model has to be cut elsewhere"
+            )
+        return x
+
+    return constants if before == after else tree_map(resize, constants)
 
 
 def detach_state(state: State) -> State:
@@ -78,6 +109,8 @@ class Unit(nn.Module):
         Parameters that it uses and none of `modules` holds, by the names under which the model knows them.
     eval_function : callable, optional
         Called instead of `function` in eval mode.
+    constants : int, default=0
+        How many of the first values of the state that enters do not depend on what the model's input holds, such as masks.
     """
 
     def __init__(
@@ -88,9 +121,11 @@ class Unit(nn.Module):
         *,
         parameters: Mapping[str, nn.Parameter] | None = None,
         eval_function: Callable[[State], State] | None = None,
+        constants: int = 0,
     ) -> None:
         super().__init__()
         self.name = name
+        self.constants = constants
         if not isinstance(modules, Mapping):
             modules = {str(i): module for i, module in enumerate(modules)}
         self.paths = tuple(modules)
@@ -277,21 +312,25 @@ class Chain:
         with modes_kept([self.model, *self.units]):
             self.model.eval()
             self.eval()
-            device = next(self.parameters()).device
-            devices = [device] if device.type == "cuda" else []
-            with torch.random.fork_rng(devices):
+            before = rng_state()
+            try:
                 expected = self.model(*example) if isinstance(example, tuple) else self.model(example)
-            with torch.random.fork_rng(devices):
-                try:
-                    got = self(example)
-                except (TypeError, ValueError, AttributeError) as error:
-                    if not isinstance(example, tuple):
-                        raise
-                    raise TypeError(
-                        f"the model takes these {len(example)} inputs, its units do not: optional arguments of its forward have "
-                        "their defaults in a chain; wrap it in a module whose forward has no defaults for what the loader gives"
-                    ) from error
+                set_rng_state(before)
+                got = self._call_on(example)
+            finally:
+                set_rng_state(before)
         _assert_equal(got, expected)
+
+    def _call_on(self, example: State) -> State:
+        try:
+            return self(example)
+        except (TypeError, ValueError, AttributeError) as error:
+            if not isinstance(example, tuple):
+                raise
+            raise TypeError(
+                f"the model takes these {len(example)} inputs, its units do not: optional arguments of its forward have "
+                "their defaults in a chain; wrap it in a module whose forward has no defaults for what the loader gives"
+            ) from error
 
     def __repr__(self) -> str:
         rows = [f"  {i}: {unit.name}, {unit.parameter_count:,} parameters" for i, unit in enumerate(self.units)]
@@ -300,6 +339,8 @@ class Chain:
 
 def _assert_equal(got: Any, expected: Any) -> None:
     if isinstance(expected, Tensor):
+        if expected.is_meta and got.shape == expected.shape:
+            return
         if got.shape != expected.shape or not ((got == expected) | (got.isnan() & expected.isnan())).all():
             difference = (got - expected).abs().max().item() if got.shape == expected.shape else tuple(got.shape)
             raise AssertionError(

@@ -139,8 +139,8 @@ def test_compare_begins_anew_with_every_seed_and_trains_what_train_does(monkeypa
         first.append(float(next(model.parameters()).sum()))
         return model
 
-    def cut(*arguments):
-        chain = split(*arguments)
+    def cut(*arguments, **options):
+        chain = split(*arguments, **options)
         units.append(len(chain))
         return chain
 

@@ -1,13 +1,17 @@
 """Models whose forward looks at shapes and types: with an example these are known, what tensors hold is not."""
 
+import functools
 import math
+import pickle
+import re
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from layerwise import LayerwiseTrainer, SplitError, compare, greedy, split
+from layerwise import KFilter, LayerwiseTrainer, SplitError, compare, greedy, split
 from layerwise.isolation import assert_isolated
 from layerwise.units import main_tensor
 
@@ -183,3 +187,295 @@ def test_compare_knows_an_example():
     data = torch.utils.data.TensorDataset(tokens(64), torch.randint(4, (64,)))
     comparison = compare(Network, (data, data), ["backprop", greedy(epochs=1)], classes=4, epochs=1, batch_size=32)
     assert [row["passes"] for row in comparison.rows] == [1, 4]  # a pass over the data for each unit
+
+
+class Asking(nn.Module):
+    """Two layers, and a function between them."""
+
+    def __init__(self, between):
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 2)
+        self.between = between
+
+    def forward(self, x):
+        return self.second(self.between(self, self.first(x)))
+
+
+ANSWERS = {
+    "loop": (lambda m, h: sum(h[:, t] for t in range(h.shape[1])), (3, 8, 6)),
+    "unbound": (lambda m, h: sum(h.unbind(1)), (3, 8, 6)),
+    "number": (lambda m, h: h.sum(1) / float(h.shape[1]), (3, 8, 6)),
+    "root": (lambda m, h: h[:, : int(math.sqrt(h.shape[1]))].sum(1), (3, 9, 6)),
+    "condition": (lambda m, h: h[:, -6:].sum(1) if h.shape[1] > 6 else h.sum(1), (3, 8, 6)),
+    "in training": (lambda m, h: h[:, -6:].sum(1) if m.training and h.shape[1] > 6 else h.sum(1), (3, 8, 6)),
+    "samples": (lambda m, h: h.sum(1) if h.shape[0] > 1 else h.sum(1).neg(), (1, 5, 6)),
+    "layout": (lambda m, h: h.sum(1) if h.dtype == torch.float32 else h.mean(1), torch.float64),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_answers_that_do_not_hold_for_an_input(name):
+    between, other = ANSWERS[name]
+    model, x = Asking(between), torch.randn(4, 5, 6)
+    chain = split(model, ["first", "second"], example=x)
+    for kind in (True, False):
+        chain.train(kind)
+        model.train(kind)
+        torch.testing.assert_close(chain(x), model(x), rtol=0, atol=0)
+    model.train()
+    chain.train()
+    y = torch.randn(other) if isinstance(other, tuple) else x.to(other)
+    if y.dtype != x.dtype:
+        model.to(y.dtype)
+    for units in (
+        chain,
+        pickle.loads(pickle.dumps(split(Network(), example=tokens()))) if name == "condition" else chain,
+    ):
+        with pytest.raises(
+            SplitError, match=r"the model was cut by an example for which the (bool|len|int|float) asked for at .*"
+        ):
+            units(y if units is chain else tokens(2, 13))
+
+
+@pytest.mark.parametrize(
+    "between", [lambda m, h: h.flip(1) if h.requires_grad else h, lambda m, h: h if h.is_leaf else -h]
+)
+def test_what_autograd_knows_is_refused(between):
+    with pytest.raises(SplitError, match="is not a thing of shape or type"):
+        split(Asking(between), ["first", "second"], example=torch.randn(4, 6))
+
+
+def test_what_a_block_keeps_is_put_back():
+    class Keeping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.masks, self.seen = nn.Linear(6, 6), {}, []
+
+        def forward(self, x):
+            if x.shape[1] not in self.masks:
+                self.masks[x.shape[1]] = torch.arange(x.shape[1])[:, None] * torch.ones(6)
+                self.register_buffer("table", torch.ones(6))
+            self.seen.append(x)
+            return self.layer(x + self.masks[x.shape[1]])
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList(Keeping() for _ in range(3))
+
+        def forward(self, x):
+            for block in self.blocks:
+                x = block(x)
+                if x.shape[2] != 6:
+                    raise ValueError(x.shape)
+            return x
+
+    model, x = Model(), torch.randn(4, 5, 6)
+    names = list(model.state_dict())
+    chain = split(model, ["blocks.0", "blocks.1", "blocks.2"], example=x)
+    assert all(
+        type(tensor) is torch.Tensor for block in model.blocks for tensor in [*block.seen, *block.masks.values()]
+    )
+    fresh = Model()
+    with pytest.raises(SplitError, match="cannot be traced"):  # its blocks are entered
+        split(fresh, re.compile(r"blocks\.[0-9]\.layer"))
+    assert list(fresh.state_dict()) == names and not any(block.seen or block.masks for block in fresh.blocks)
+    torch.testing.assert_close(chain(x), model(x), rtol=0, atol=0)
+
+
+def test_a_function_that_keeps_is_told():
+    @functools.lru_cache
+    def mask(size):
+        return torch.arange(size) * 1.0
+
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 6)
+
+        def forward(self, x):
+            y = mask(x.shape[1])[:, None] + self.layer(x)
+            return y if y.shape[-1] == 6 else -y
+
+    class Model(nn.Sequential):
+        def forward(self, x):
+            for block in self:
+                x = block(x)
+                if x.shape[2] != 6:
+                    raise ValueError(x.shape)
+            return x
+
+    model = Model(Masked(), Masked())
+    with pytest.raises(SplitError, match="lru_cache"):
+        split(model, ["0", "1"], example=torch.randn(4, 5, 6))
+    mask.cache_clear()
+    model(torch.randn(4, 5, 6))
+
+
+@pytest.mark.parametrize("samples", [8, 12])
+def test_filters_leave_masks_alone(samples):
+    """Also where there are as many samples as tokens."""
+    torch.manual_seed(0)
+    model = Network()
+    chain = split(model, example=tokens())
+    assert [unit.constants > 0 for unit in chain] == [False, True, True, True]
+    loader = [(tokens(samples), torch.zeros(samples, dtype=torch.long)) for _ in range(4)]
+    expected = torch.full((12, 12), -math.inf).triu(1)
+    seen = []
+    model.blocks[1].register_forward_pre_hook(lambda module, inputs: seen.append(torch.equal(inputs[1], expected)))
+    method = greedy(epochs=2, filtering=KFilter(k=2, batch=2 * samples, cap=0.5, start_epoch=0))
+    LayerwiseTrainer(chain, method, classes=4, feed_batch=5).fit(loader)
+    assert seen and all(seen)
+    odd = [(tokens(samples, length), torch.zeros(samples, dtype=torch.long)) for length in (12, 9)]
+    above = replace(method, filtering=lambda unit: method.filtering if unit == 1 else None)
+    for wrong, message in ((method, "states of one form in all batches"), (above, "what crosses beside the features")):
+        with pytest.raises(TypeError, match=message):
+            LayerwiseTrainer(chain, wrong, classes=4).fit(odd)
+
+
+@pytest.mark.parametrize("example", [(torch.randn(4, 6), torch.tensor(2.0)), (torch.randn(4, 6), torch.randn(5, 5))])
+def test_the_second_size_is_of_the_samples(example):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 2)
+
+        def forward(self, x, other):
+            h = self.first(x)
+            return self.second(h if x.shape[0] == 4 else -h) * other.sum()
+
+    with pytest.raises(SplitError, match="it differs from batch to batch: True, and with a sample more False"):
+        split(Two(), ["first", "second"], example=example)
+    with pytest.raises(SplitError, match="the example has 1 of the 2 inputs"):
+        split(Two(), ["first", "second"], example=example[0])
+
+
+def test_examples_of_all_kinds():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.second(self.first(x["x"]))
+
+    assert split(Named(), example={"x": torch.randn(3, 6)}).names == ["first"]
+    assert split(Asking(lambda m, h: h), ["first", "second"], example=torch.randn(0, 6)).names == ["first", "second"]
+    with torch.device("meta"):
+        assert split(Network(), example=tokens()).names == ["words", "blocks.0", "blocks.1", "blocks.2"]
+
+
+def test_changes_in_place():
+    def added(m, h):
+        buffer = torch.zeros(h.shape[0], 6)
+        buffer.add_(h)
+        return m.first(h.relu()) + buffer
+
+    def deeper(m, h):
+        h.unsqueeze_(1)
+        return h.flip(2)[:, 0] if h.dim() == 3 else h
+
+    model = Asking(added)
+    model.first = nn.Sequential(nn.Linear(6, 6), nn.ReLU())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        chain = split(Asking(deeper), ["first", "second"], example=torch.randn(4, 6))
+    x = torch.randn(3, 6)
+    torch.testing.assert_close(chain(x), chain.model(x))
+
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            kept = torch.zeros(x.shape[0], 6)
+            h = self.a(x)
+            kept.add_(h)
+            return self.c(self.b(h.relu()) + kept)
+
+    assert split(Residual(), example=x).names == ["a"]
+
+
+class Frozen(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        with torch.no_grad():
+            h = self.b(self.a(x))
+        return self.c(h)
+
+
+def test_no_grad_is_followed():
+    model, x = Frozen(), torch.randn(3, 6, requires_grad=True)
+    chain = split(model, ["a", "c"], example=x)
+    chain(x).sum().backward()
+    assert x.grad is None and model.a.weight.grad is None and model.c.weight.grad is not None
+    copy = pickle.loads(pickle.dumps(chain))
+    assert not copy[0](x).requires_grad
+
+    class Cast(Frozen):
+        def forward(self, x):
+            with torch.autocast("cpu", torch.bfloat16):
+                h = self.b(self.a(x))
+            return self.c(h.float())
+
+    with pytest.raises(SplitError, match=r"torch\.autocast within a model is not followed"):
+        split(Cast(), ["a", "c"])
+
+
+def test_scripted_modules_stay_whole():
+    model = nn.Sequential(torch.jit.script(nn.Linear(6, 6)), nn.ReLU(), nn.Linear(6, 2))
+    assert split(model, ["0", "2"], example=torch.randn(3, 6)).names == ["0", "2"]
+
+
+def test_layers_of_ones_own():
+    class Norm(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1, 4, 1, 1))
+
+        def forward(self, x):
+            return x * self.weight
+
+    class Normed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.norm = nn.Parameter(torch.randn(6, 6)), nn.LayerNorm(6)
+
+        def forward(self, x):
+            return self.norm(x @ self.weight.t())
+
+    class Scaled(nn.Module):
+        """A convolution with weights of equal size."""
+
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 4, 3, 3))
+
+        def forward(self, x):
+            return nn.functional.conv2d(x, self.weight * 0.5, padding=1)
+
+    images = nn.Sequential(Scaled(), Norm(), Scaled(), Norm(), nn.Flatten(), nn.LazyLinear(2))
+    images(torch.randn(2, 4, 5, 5))
+    assert split(images).names == ["0", "2"]
+    assert split(nn.Sequential(Normed(), Normed(), Normed(), nn.Linear(6, 2))).names == ["0", "1", "2"]
+
+
+def test_many_conditions():
+    """Questions do not take longer and longer."""
+
+    class Checked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Linear(4, 4)
+
+        def forward(self, x):
+            if x.shape[-1] != 4:
+                raise ValueError(x.shape)
+            return self.w(x).relu()
+
+    layers = nn.Sequential(*(Checked() for _ in range(200)))
+    assert len(split(layers, re.compile(r"\d+\.w"), example=torch.randn(2, 4))) == 200

@@ -13,11 +13,17 @@ from typing import Any, cast
 
 import torch.optim.swa_utils
 from torch import nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedFakeTensorException,
+)
 from torch.nn.parameter import is_lazy
 
 from layerwise.costs import balance, unit_costs
-from layerwise.finding import find_units
-from layerwise.tracing import SplitError, cut_model
+from layerwise.splitting.cutting import cut_model
+from layerwise.splitting.errors import SplitError
+from layerwise.splitting.finding import find_units
 from layerwise.units import Chain, Unit
 
 __all__ = ["split"]
@@ -54,7 +60,7 @@ def split(
         An input, or a tuple of all; needed for a number of blocks balanced by memory or time. With it, the chain's output is
         compared with the model's, bit by bit, and the model's forward may ask for shapes, types and devices in conditions, loops
         and numbers, as those of Hugging Face's transformers do: the answers are those for the example, as long as they are the
-        same for a batch of another size.
+        same for a batch of another size. The chain raises SplitError for an input to which they do not apply.
     balance_by : {"memory", "time", "parameters"}, default="memory"
         What blocks are balanced by: bytes that autograd keeps for the backward pass, seconds of a forward and backward
         pass, both in training mode, or the number of parameters.
@@ -101,7 +107,13 @@ def split(
     else:
         chain = cut_model(model, _names(model, cast("str | re.Pattern[str] | Sequence[str]", spec), example), example)
     if example is not None:
-        chain.check(example)
+        try:
+            chain.check(example)
+        except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedFakeTensorException) as error:
+            raise SplitError(
+                "a function that the model calls keeps what it has computed, as with functools.lru_cache, and has kept what it "
+                "computed while the model was traced; empty it (cache_clear), and keep such tensors in buffers"
+            ) from error
     return chain
 
 

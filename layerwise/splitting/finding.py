@@ -9,7 +9,9 @@ from typing import Any
 
 from torch import fx, nn
 
-from layerwise.tracing import SplitError, Trace, trace_modes
+from layerwise.splitting.errors import SplitError
+from layerwise.splitting.traces import Trace
+from layerwise.splitting.tracing import trace_modes
 
 __all__ = ["find_units"]
 
@@ -17,6 +19,11 @@ _SEVERAL = (
     "more than one tensor crosses to every module where it could be cut, as a mask does; to train it by parts, name them: "
     "split(model, names)"
 )
+_CONTRACTIONS = {
+    *("matmul", "mm", "bmm", "mv", "addmm", "addbmm", "baddbmm", "addmv", "linear", "bilinear", "einsum", "tensordot"),
+    *("embedding", "embedding_bag"),
+    *(f"conv{kind}{axes}d" for kind in ("", "_transpose") for axes in (1, 2, 3)),
+}
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
@@ -71,9 +78,21 @@ def _layer_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> str | None:
     names = Trace.modules_of(node)
     if node.op != "get_attr" or not names or names[-1] != name.rpartition(".")[0]:
         return None
-    module = modules[names[-1]]
-    inside = any(True for child in module.children() for _ in child.parameters())
-    return names[-1] if not inside and _has_kernel(module) else None
+    inside = any(_has_kernel(child) for child in modules[names[-1]].children())
+    return names[-1] if not inside and _is_contracted(node) else None
+
+
+def _is_contracted(parameter: fx.Node) -> bool:
+    """Whether a parameter, or what is made of parameters with it, is multiplied with features as a matrix or kernel."""
+    made, todo = {parameter}, [parameter]
+    for node in todo:
+        for user in node.users:
+            if getattr(user.target, "__name__", user.target) in _CONTRACTIONS:
+                return True
+            if user not in made and all(source in made or source.op == "get_attr" for source in user.all_input_nodes):
+                made.add(user)
+                todo.append(user)
+    return False
 
 
 def _has_kernel(module: nn.Module) -> bool:
