@@ -18,10 +18,10 @@ _QUESTIONS: dict[str, Callable[[Any], Any]] = {"bool": bool, "len": len, "int": 
 
 
 def answer_to(question: str, value: Any) -> Any:
-    if isinstance(value, Tensor) or (question in ("int", "float") and not isinstance(value, (int, float))):
-        raise Unknown(
-            "it depends on what a tensor holds" if isinstance(value, Tensor) else f"it is no number: {value!r}"
-        )
+    if isinstance(value, Tensor) and question != "len":
+        raise Unknown("it depends on what a tensor holds")
+    if question in ("int", "float") and not isinstance(value, (int, float)):
+        raise Unknown(f"it is no number: {value!r}")
     try:
         return _QUESTIONS[question](value)
     except TypeError as error:

@@ -190,8 +190,8 @@ def _autocast() -> set[tuple[str, torch.dtype]]:
 
 def own_frames(frames: Iterable[traceback.FrameSummary]) -> list[traceback.FrameSummary]:
     """Those outside of torch and of the tracer."""
-    libraries = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
-    return [f for f in frames if not f.filename.startswith(libraries)]
+    libraries = Path(torch.__file__).parent, Path(__file__).parent
+    return [f for f in frames if not any(library in Path(f.filename).parents for library in libraries)]
 
 
 def _asked_at() -> str:
