@@ -361,6 +361,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, help="trainings of every setting, 5 or 3 by default")
     parser.add_argument("--updates", type=int, default=10_000, help="of every perceptron on the checkerboard")
     parser.add_argument("--epochs", type=int, default=10, help="of every convolutional network")
+    parser.add_argument("--samples", type=int, help="speed: the first so many images, all by default")
     parser.add_argument("--quick", action="store_true", help="a look: few updates, images and epochs, one seed")
     parser.add_argument(
         "--figures", action="store_true", help="draw figures 5.15 and 5.16 instead of training by the grid"
@@ -392,7 +393,7 @@ def main() -> None:
     if options.quick:
         images = Images(images.x[:6000], images.y[:6000], images.x_test[:1000], images.y_test[:1000])
     if options.part == "speed":
-        print_rows(speed(images, KS, len(images.x)))
+        print_rows(speed(images, KS, options.samples or len(images.x)))
     else:
         epochs, seeds = (1, 1) if options.quick else (options.epochs, options.seeds or 3)
         print_rows(table_5_1(record, images, KS[:2] if options.quick else KS, epochs, seeds, options.device))
