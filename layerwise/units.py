@@ -284,6 +284,11 @@ class Chain:
         for unit in self.units:
             yield from unit.parameters()
 
+    def missing(self, model: nn.Module) -> list[str]:
+        """Names of the model's trainable parameters that are in no unit."""
+        own = {id(p) for p in self.parameters()}
+        return [name for name, p in model.named_parameters() if id(p) not in own and p.requires_grad]
+
     def train(self, mode: bool = True) -> None:
         for unit in self.units:
             unit.train(mode)

@@ -55,8 +55,7 @@ def cut_model(model: nn.Module, names: Sequence[str], example: Any = None) -> Ch
         unit.training = unit.parts.training = model.training
         units.append(unit)
     chain = Chain(units, model)
-    owned = {id(p) for p in chain.parameters()}
-    unused = [name for name, p in model.named_parameters() if id(p) not in owned and p.requires_grad]
+    unused = chain.missing(model)
     if unused:
         raise SplitError(
             f"{len(unused)} parameters are not used by forward, such as {unused[0]!r}; delete them, or say that they are not "

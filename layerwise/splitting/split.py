@@ -134,8 +134,7 @@ def _of_units(model: nn.Module, units: Sequence[Any]) -> Chain:
     if not all(isinstance(unit, Unit) for unit in units):
         raise TypeError("spec: expected units alone or names alone, got a mixture")
     chain = Chain(units, model)
-    own = {id(p) for p in chain.parameters()}
-    left = [name for name, p in model.named_parameters() if id(p) not in own and p.requires_grad]
+    left = chain.missing(model)
     if left:
         raise ValueError(
             f"{len(left)} parameters of the model are in no unit, such as {left[0]!r}; list the modules that hold them in a "
